@@ -1,0 +1,195 @@
+"""Checkpoints of a run: when they are saved, which are kept, and what a start restores.
+
+Responsible for: Orbax's manager over ``MODEL_DIR/checkpoints``, the restore order (latest in MODEL_DIR, then the
+initial checkpoint, then scratch) and clear errors where arrays do not fit. Not responsible for: the state's contents
+(``trainer.py``) or other weight layouts (``export/``).
+
+A checkpoint has two items: ``state`` (arrays) and ``data`` (JSON: the index of the next global example, the only
+position the input stream has, and the fingerprint of the data it counts in).
+"""
+
+import dataclasses
+import time
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from scaling4d.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class SaveCheckpointConfig:
+    """When to save and what to keep.
+
+    Attributes:
+      period: save every so many steps.
+      minutes: also save when so many minutes went by since the last save; 0 turns this off.
+      keep: how many of the newest checkpoints stay.
+      keep_period: checkpoints at multiples of this step stay for good; 0 keeps none beyond ``keep``.
+    """
+
+    period: int = 1000
+    minutes: float = 30.0
+    keep: int = 5
+    keep_period: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RestoreCheckpointConfig:
+    """What a run without checkpoints of its own starts from.
+
+    Attributes:
+      path: a MODEL_DIR, or one checkpoint in it (``MODEL_DIR/checkpoints/1000``); empty starts from scratch. State,
+        step and stream position are all taken over.
+      mode: ``latest`` takes the newest checkpoint of a MODEL_DIR; ``specific`` wants one checkpoint's own path.
+    """
+
+    path: str = ""
+    mode: Literal["latest", "specific"] = "latest"
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A restored state, where it came from (for messages) and its ``data`` item."""
+
+    state: Any
+    data: dict
+    source: str
+    step: int
+
+
+class _WallTimePolicy:
+    """Save when ``seconds`` went by since the last save of this process (or since its start)."""
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self._last = time.monotonic()
+
+    def should_save(self, step, previous_steps, *, context) -> bool:
+        return not context.is_saving_in_progress and time.monotonic() - self._last >= self._seconds
+
+    def saved(self) -> None:
+        self._last = time.monotonic()
+
+
+class Checkpoints:
+    """The checkpoints of one run; saving is asynchronous and atomic, a half-written checkpoint is never seen."""
+
+    def __init__(self, directory: epath.PathLike, config: SaveCheckpointConfig):
+        _check(config)
+        self.directory = epath.Path(directory)
+        policies = [
+            checkpoint_managers.FixedIntervalPolicy(config.period),
+            checkpoint_managers.PreemptionCheckpointingPolicy(),
+        ]
+        self._wall_time = _WallTimePolicy(config.minutes * 60 if config.minutes else float("inf"))
+        keep = [checkpoint_managers.LatestN(config.keep)]
+        if config.keep_period:
+            keep.append(checkpoint_managers.EveryNSteps(config.keep_period))
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            item_handlers={"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()},
+            options=ocp.CheckpointManagerOptions(
+                save_decision_policy=checkpoint_managers.AnySavePolicy([*policies, self._wall_time]),
+                preservation_policy=checkpoint_managers.preservation_policy.AnyPreservationPolicy(keep),
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, data: dict, *, force: bool = False) -> bool:
+        """Starts a save if one is due (or forced) and this step has none yet; returns whether it did."""
+        if step in self._manager.all_steps() or not (force or self._manager.should_save(step)):
+            return False
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
+        saved = self._manager.save(step, args=items, force=True)
+        self._wall_time.saved()
+        return saved
+
+    def restore(self, step: int, abstract_state: Any) -> Restored:
+        """The state of one step, each array on the sharding that ``abstract_state`` asks for."""
+        return _restore(self._manager, self.directory, step, abstract_state)
+
+    def wait(self) -> None:
+        """Returns once everything that was saved is committed; raises what a save raised."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def restore_initial(config: RestoreCheckpointConfig, abstract_state: Any) -> Restored:
+    """Restores what ``config.path`` names; raises UserError when there is no such checkpoint or its arrays do not fit."""
+    path = epath.Path(config.path)
+    if path.name.isdigit() and path.parent.name == "checkpoints":
+        directory, step = path.parent, int(path.name)
+    elif config.mode == "specific":
+        raise UserError(
+            f"'{config.path}' is not one checkpoint: mode 'specific' wants MODEL_DIR/checkpoints/STEP; change "
+            "--gin.INITIAL_CHECKPOINT_PATH or --gin.RestoreCheckpointConfig.mode=latest"
+        )
+    else:
+        directory, step = path / "checkpoints", None
+    if not directory.exists():
+        raise UserError(f"no checkpoints at '{directory}'; change --gin.INITIAL_CHECKPOINT_PATH")
+    handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(directory, item_handlers=handlers, options=options) as manager:
+        steps = sorted(manager.all_steps())
+        step = steps[-1] if step is None and steps else step
+        if step not in steps:
+            raise UserError(f"no checkpoint {step or ''} in '{directory}': it holds {steps}; see INITIAL_CHECKPOINT_PATH")
+        return _restore(manager, directory, step, abstract_state)
+
+
+def _restore(manager: ocp.CheckpointManager, directory: epath.Path, step: int, abstract_state: Any) -> Restored:
+    source = str(directory / str(step))
+    check_arrays(manager.item_metadata(step)["state"], abstract_state, source)
+    restore_args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore())
+    items = manager.restore(step, args=restore_args)
+    return Restored(items["state"], items["data"], source, step)
+
+
+def check_arrays(metadata: Any, abstract_state: Any, source: str) -> None:
+    """Raises UserError that names the first array of a checkpoint that is missing, left over or of another shape."""
+    stored = {key: tuple(leaf.shape) for key, leaf in flat_arrays(metadata).items()}
+    wanted = {key: tuple(leaf.shape) for key, leaf in flat_arrays(abstract_state).items()}
+    problems = [f"'{key}' is missing" for key in wanted if key not in stored]
+    problems += [f"'{key}' is left over" for key in stored if key not in wanted]
+    problems += [
+        f"'{key}' is {stored[key]}, this run wants {shape}"
+        for key, shape in wanted.items()
+        if key in stored and stored[key] != shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UserError(f"checkpoint {source} does not fit this model: {problems[0]}{more}; use the run's own model settings")
+
+
+def flat_arrays(tree: Any) -> dict[str, Any]:
+    """Leaves that have a shape, by their slash-joined path."""
+    return {
+        "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+        if hasattr(leaf, "shape")
+    }
+
+
+def state_bytes(abstract_state: Any) -> int:
+    """Bytes of a checkpoint of this state."""
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in flat_arrays(abstract_state).values())
+
+
+def _check(config: SaveCheckpointConfig) -> None:
+    for name in ("period", "keep"):
+        if getattr(config, name) < 1:
+            raise UserError(
+                f"SaveCheckpointConfig.{name} is {getattr(config, name)}: use 1 or more; change --gin.SaveCheckpointConfig.{name}"
+            )

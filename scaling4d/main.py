@@ -1,0 +1,75 @@
+"""The command line: finds the command and hands over to it.
+
+Responsible for: the list of commands, JAX's platform, and turning a user's mistake into one line and an exit code. Not
+responsible for: any command's own flags; each lives with the code it runs. Nothing heavy is imported here, so that
+``scaling4d --help`` answers at once.
+"""
+
+import glob
+import importlib
+import os
+import sys
+
+from scaling4d import __version__, exits
+from scaling4d.errors import UserError
+
+COMMANDS = {
+    "train": ("scaling4d.train_cli", "pretrain a model; starting the same command again resumes it"),
+    "ingest": ("scaling4d.ingest.cli", "turn video files into clip records"),
+    "synth": ("scaling4d.synth4d.cli", "write videos of a procedural 3-D world, with exact ground truth"),
+}
+"""Command -> module with ``main(argv) -> exit code``, and what it does."""
+
+ACCELERATOR_DEVICE_FILES = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command and returns its exit code (see ``exits.py``)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help())
+        return exits.DONE
+    if argv[0] == "--version":
+        print(f"scaling4d {__version__}")
+        return exits.DONE
+    if argv[0] not in COMMANDS:
+        return _fail(f"unknown command '{argv[0]}'; commands: {', '.join(COMMANDS)}")
+    choose_platform()
+    try:
+        return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return exits.INTERRUPTED
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("scaling4d"):
+            raise
+        return _fail(f"'{error.name}' is not installed; this command needs: pip install 'scaling4d[train]'")
+
+
+def choose_platform() -> None:
+    """Keeps JAX on the CPU when no accelerator's device file is there: looking for a TPU costs seconds and error lines."""
+    if not any(glob.glob(pattern) for pattern in ACCELERATOR_DEVICE_FILES):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def _fail(message: str) -> int:
+    print(f"scaling4d: error: {message}", file=sys.stderr)
+    return exits.ERROR
+
+
+def _help() -> str:
+    lines = [f"  {name:8} {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"scaling4d {__version__}: pretrain 4DS-style video masked auto-encoders",
+            "",
+            "usage: scaling4d COMMAND [FLAGS]    (scaling4d COMMAND --help for the flags)",
+            "",
+            *lines,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
