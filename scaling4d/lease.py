@@ -3,9 +3,9 @@
 Responsible for: who may write a run folder, taking over from a holder that died, refusing while one lives, and noticing
 when somebody else took over. Not responsible for: what the holder writes (``run_folder.py``) or for restarting runs.
 
-The lease is a file ``lease/<n>.json`` that its holder alone rewrites every ten seconds; the highest number holds. Taking
-over creates the next number, which only one of several starters can do, and never touches the old holder's file: a
-holder that was frozen and wakes up finds a higher number and stops, and its late heartbeat overwrites nobody. Time
+The lease is a file ``lease/<n>.json`` that its holder alone rewrites every ten seconds; the highest number holds.
+Taking over creates the next number, which only one of several starters can do, and never writes the old holder's file:
+a holder that was frozen and wakes up finds a higher number and stops, and its late heartbeat overwrites nobody. Time
 stamps are never compared between hosts: a heartbeat lives when its text changes, by the watcher's own clock.
 """
 
@@ -36,6 +36,7 @@ class Holder:
       boot_id: of the running kernel; empty where the system tells none.
       pid_namespace: in which ``pid`` counts; empty where the system tells none.
       process_start: clock ticks after boot, so that a reused process id is not taken for the holder.
+      heartbeat_s: seconds between its heartbeats; whoever watches waits for several of them.
       beat: grows with every heartbeat.
     """
 
@@ -45,13 +46,14 @@ class Holder:
     pid: int
     pid_namespace: str
     process_start: int
+    heartbeat_s: float = 10.0
     beat: int = 0
 
     def text(self) -> str:
         return json.dumps(dataclasses.asdict(self)) + "\n"
 
 
-def this_process() -> Holder:
+def this_process(heartbeat_s: float) -> Holder:
     """A holder with a new identity for this process."""
     return Holder(
         identity=secrets.token_hex(16),
@@ -60,6 +62,7 @@ def this_process() -> Holder:
         pid=os.getpid(),
         pid_namespace=_pid_namespace(),
         process_start=_process_start(os.getpid()) or 0,
+        heartbeat_s=heartbeat_s,
     )
 
 
@@ -84,22 +87,23 @@ class Lease:
 
     Args:
       folder: the run folder.
-      heartbeat_s: seconds between heartbeats.
       stale_s: a heartbeat that stood still for so long is taken over.
+      heartbeat_s: seconds between our heartbeats, at most a sixth of ``stale_s``.
       say: receives one line at a time while a start waits.
     """
 
     def __init__(
         self,
         folder: RunFolder,
-        heartbeat_s: float = 10.0,
         stale_s: float = 60.0,
+        heartbeat_s: float = 10.0,
         say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     ):
-        if not 0 < heartbeat_s * 3 <= stale_s:
-            raise UserError(f"lease: stale_s={stale_s} must be at least three heartbeats of {heartbeat_s} s")
-        self._folder, self._heartbeat_s, self._stale_s, self._say = folder, heartbeat_s, stale_s, say
-        self._me = this_process()
+        if not stale_s > 0:
+            raise UserError(f"a heartbeat cannot be stale after {stale_s} seconds; use more than 0 (--lease_stale_s)")
+        self._folder, self._stale_s, self._say = folder, stale_s, say
+        self._heartbeat_s = min(heartbeat_s, stale_s / 6)
+        self._me = this_process(self._heartbeat_s)
         self._number = 0
         self._stop = threading.Event()
         self._mutex = threading.Lock()
@@ -108,7 +112,7 @@ class Lease:
         self._lost_because = ""
 
     def acquire(self) -> None:
-        """Returns once the lease is ours; raises UserError, which names the host, while another holder's heart beats."""
+        """Returns once the lease is ours; raises UserError, which names the host, if another holder's heart beats."""
         self._number = self._claim()
         self._last_beat = time.monotonic()
         self._thread = threading.Thread(target=self._beat_forever, name="lease-heartbeat", daemon=True)
@@ -160,8 +164,8 @@ class Lease:
                     f"another trainer writes {self._folder}: {_describe(text)}, its heartbeat moves; "
                     "stop it first or use another --model_dir"
                 )
-            still = now - since
-            if not number or still >= self._stale_s or died_here(_holder(text)):
+            still, void_s = now - since, max(self._stale_s, 3 * _holder(text).heartbeat_s)
+            if not number or still >= void_s or died_here(_holder(text)):
                 if self._create(number + 1, known):
                     return number + 1
                 continue
@@ -169,7 +173,7 @@ class Lease:
                 said = now
                 self._say(
                     f"waiting for {self._folder}: it was last written by {_describe(text)}; its heartbeat stands still "
-                    f"for {still:.0f} s, this run takes over at {self._stale_s:.0f} s"
+                    f"for {still:.0f} s, this run takes over at {void_s:.0f} s"
                 )
             time.sleep(min(1.0, self._heartbeat_s / 4))
 
@@ -216,7 +220,7 @@ class Lease:
                 self._lost_because = f"no heartbeat reached {self._folder} for {self._stale_s:.0f} s{trouble}"
 
     def _numbers(self) -> set[int]:
-        stems = (name.removesuffix(".json") for name in self._folder.names(_FOLDER, "*.json"))
+        stems = (name[len(_FOLDER) + 1 : -len(".json")] for name in self._folder.glob(f"{_FOLDER}/*.json"))
         return {int(stem) for stem in stems if stem.isdecimal()}
 
     def _text(self, number: int) -> str:
@@ -258,7 +262,7 @@ def _pid_namespace() -> str:
 
 
 def _process_start(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat in clock ticks after boot; -1 for a zombie (it runs no more); None if it cannot be read.
+    """Field 22 of /proc/PID/stat in clock ticks after boot; -1 for a zombie (it runs no more); None if unreadable.
 
     The command name, field 2, may hold spaces and brackets; what follows its last bracket is regular.
     """

@@ -26,7 +26,7 @@ from scaling4d.errors import UserError
 
 _ASIDE = ".aside-"
 _READ_BACK_S = 0.5
-"""How long a bucket write settles before it is read back; two starters that overlap within it both see the later one."""
+"""How long a bucket write settles before it is read back; of two writers within that time both see the later text."""
 
 
 class RunFolder:
@@ -63,14 +63,16 @@ class RunFolder:
         with _user_errors("look for", self.file(name)):
             return self.file(name).exists()
 
-    def names(self, folder: str = "", pattern: str = "*") -> list[str]:
-        """Sorted names (not paths) inside a folder; empty when there is no such folder."""
+    def glob(self, pattern: str) -> list[str]:
+        """Sorted names that match, such as ``previews/*.png``; wildcards in the last part only, never in folders."""
+        folder, _, last = pattern.rpartition("/")
         with _user_errors("list", self.file(folder)):
             try:
                 found = [entry.name for entry in self.file(folder).iterdir()]
             except FileNotFoundError:
                 return []
-        return sorted(name for name in found if fnmatch.fnmatchcase(name, pattern) and not name.startswith(_ASIDE))
+        matching = sorted(name for name in found if fnmatch.fnmatchcase(name, last) and not name.startswith(_ASIDE))
+        return [f"{folder}/{name}" if folder else name for name in matching]
 
     def read_bytes(self, name: str) -> bytes:
         """Raises FileNotFoundError when there is no such file, UserError when it cannot be read."""
