@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 
 from scaling4d.synth4d import bodies
-from scaling4d.synth4d.world import Moment, Scene
+from scaling4d.synth4d.scene import Moment, Scene
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

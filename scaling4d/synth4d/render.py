@@ -12,9 +12,9 @@ import dataclasses
 import numpy as np
 
 from scaling4d.synth4d.cast import Hits, cast
+from scaling4d.synth4d.scene import Moment, Scene
 from scaling4d.synth4d.shading import shade
 from scaling4d.synth4d.tracks import Tracks, follow, rays
-from scaling4d.synth4d.world import Moment, Scene
 
 MOVING_SPEED = 0.01
 """Meters per second of world motion above which a surface counts as moving."""

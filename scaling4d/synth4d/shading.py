@@ -8,9 +8,12 @@ import numpy as np
 
 from scaling4d.synth4d import bodies
 from scaling4d.synth4d.cast import Hits
+from scaling4d.synth4d.scene import Moment, Scene
 from scaling4d.synth4d.textures import color_at
-from scaling4d.synth4d.world import Moment, Scene
 
+# Ambient light is not the same from everywhere: some bounces off the floor, some comes from the near left, so that
+# bodies look round where the lamp does not reach.
+_FILL = np.array([-0.12, -0.14, -0.1], np.float32)
 _SHADOW = np.float32(0.55)
 _CORNER = np.float32(0.16)
 _CORNER_REACH = np.float32(0.5)  # meters
@@ -66,7 +69,7 @@ def _light(scene: Scene, moment: Moment, point: np.ndarray, normal: np.ndarray, 
     distance2 = np.maximum(np.einsum("ij,ij->j", towards, towards), np.float32(1e-4))
     facing = np.maximum(np.einsum("ij,ij->j", towards, normal), 0) / np.sqrt(distance2)
     direct = np.float32(lamp.diffuse) * facing / (1 + distance2 / np.float32(lamp.reach**2))
-    ambient = np.float32(lamp.ambient) * (np.float32(0.85) + np.float32(0.15) * normal[2])
+    ambient = np.float32(lamp.ambient) * (1 + _FILL @ normal)
     shadow = np.ones_like(direct)
     for index, body in enumerate(scene.bodies):
         if body.casts_shadow:

@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 
 from scaling4d.synth4d.cast import cast
-from scaling4d.synth4d.world import Moment, Scene
+from scaling4d.synth4d.scene import Moment, Scene
 
 _TOLERANCE = 1e-6  # relative depth by which a surface may lie before its own point
 _MOVING_SHARE = 0.5  # of the queries that ask for bodies rather than any surface

@@ -1,8 +1,11 @@
 """Scenes of the procedural world, drawn from a seed.
 
-Responsible for: what is in a room, how it moves, and that nothing ever collides: every body keeps to a disc of the
-floor plan of its own, and all discs stay clear of each other and of the camera, so a scene can be rendered for any
-length of time. Not responsible for: pictures (``render.py``) or files (``write.py``).
+Responsible for: what is in a room, how it moves, and that nothing ever collides: every body keeps to a part of the
+floor plan of its own, clear of all others and of the camera, so a scene can be rendered for any length of time (rugs
+are stood upon). Not responsible for: pictures (``render.py``) or files (``write.py``).
+
+Most of a picture is large calm surfaces (walls of different colors, a dark floor, a bright ceiling) and large bodies,
+with some texture on top: as in real videos most of the energy is in low spatial frequencies.
 
 World axes: x to the right, y along the room, z up, origin on the floor; meters and seconds.
 """
@@ -14,119 +17,51 @@ import numpy as np
 
 from scaling4d.synth4d.bodies import Body
 from scaling4d.synth4d.motion import BodyPath, CameraPath, axis_angle
+from scaling4d.synth4d.scene import Light, Scene
 from scaling4d.synth4d.textures import Texture
 
 _CAMERA_KINDS = ("static", "turning", "orbit", "orbit", "dolly", "dolly")
-_CAMERA_CLEARANCE = 0.6  # meters between the camera's path and any body's disc
-_GAP = 0.05  # meters between discs
+_CAMERA_CLEARANCE = 0.6  # meters between the camera's path and any body
+_GAP = 0.05  # meters between the reserved parts of the floor
+# More warm colors and blues than greens and purples, as indoors.
+_HUE_SHARES, _HUES = (0.0, 0.36, 0.5, 0.88, 1.0), (0.0, 0.16, 0.4, 0.66, 1.0)
+_UP = np.array([0.0, 0.0, 1.0])
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Moment:
-    """Where everything is at one time.
-
-    Attributes:
-      rotations: body to world, each [3, 3] float64.
-      positions: body centers, each [3] float64, meters.
-      world_to_camera: [3, 4] float64, OpenCV axes.
-      camera_place: [3] float64, meters.
-    """
-
-    rotations: list[np.ndarray]
-    positions: list[np.ndarray]
-    world_to_camera: np.ndarray
-    camera_place: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Light:
-    """A lamp: ``place`` [3] meters, strengths relative to white, ``reach`` meters at which it has half its strength."""
-
-    place: np.ndarray
-    ambient: float
-    diffuse: float
-    reach: float
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Scene:
-    """A room, its bodies, a lamp and a camera.
-
-    Attributes:
-      low, high: [3] meters, the room's corners.
-      walls: six textures in world coordinates, face 2 * axis + side.
-      bodies: ids 1.. in pictures; the room is id 0.
-      camera: its path; ``camera_kind`` names it.
-      focal: [2] focal lengths (x, y) in units of the image width.
-    """
-
-    low: np.ndarray
-    high: np.ndarray
-    walls: tuple[Texture, ...]
-    bodies: tuple[Body, ...]
-    light: Light
-    camera: CameraPath
-    camera_kind: str
-    focal: np.ndarray
-
-    @staticmethod
-    def from_seed(seed: int | tuple[int, ...]) -> "Scene":
-        """The scene of a seed: always the same one."""
-        return _Builder(np.random.default_rng(seed)).scene()
-
-    def at(self, time: float) -> Moment:
-        """Poses at a time in seconds."""
-        world_to_camera = self.camera.world_to_camera(time)
-        return Moment(
-            rotations=[body.path.rotation(time) for body in self.bodies],
-            positions=[body.path.position(time) for body in self.bodies],
-            world_to_camera=world_to_camera,
-            camera_place=-world_to_camera[:, :3].T @ world_to_camera[:, 3],
-        )
-
-    def intrinsics(self, height: int, width: int) -> np.ndarray:
-        """Camera matrix [3, 3] for a picture size; pixels count from the outer corner of the image."""
-        fx, fy = self.focal * width
-        return np.array([[fx, 0, width / 2], [0, fy, height / 2], [0, 0, 1]])
+def scene_from_seed(seed: int | tuple[int, ...]) -> Scene:
+    """The scene of a seed: always the same one (with the same NumPy generator)."""
+    return _Builder(np.random.default_rng(seed)).scene()
 
 
 class _Builder:
-    """Draws one scene; the order of draws is part of the format."""
+    """Draws one scene; the order of draws is part of what a seed means."""
 
     def __init__(self, rng: np.random.Generator):
         self.rng = rng
-        width, length, height = self.between(5.0, 7.5), self.between(7.0, 10.0), self.between(2.8, 4.0)
+        width, length, height = self.between(5.0, 7.0), self.between(7.0, 9.5), self.between(2.8, 3.6)
         self.low, self.high = np.array([-width / 2, 0.0, 0.0]), np.array([width / 2, length, height])
         self.hue = rng.random()
-        self.field_of_view = np.deg2rad(self.between(58, 76))
-        self.discs: list[tuple[np.ndarray, float]] = []
+        self.field_of_view = np.deg2rad(self.between(56, 70))
+        self.reserved: list[_Capsule] = []
         self.bodies: list[Body] = []
 
     def scene(self) -> Scene:
         kind, camera = self.camera()
-        focal = 0.5 / np.tan(self.field_of_view / 2)
         walls = self.walls()
-        for _ in range(self.rng.integers(2, 5)):
-            self.picture()
+        for _ in range(self.rng.integers(1, 4)):
+            self.flat_thing()
         for _ in range(self.rng.integers(2, 4)):
             self.mover(camera)
-        for _ in range(self.rng.integers(2, 5)):
+        for _ in range(self.rng.integers(1, 4)):
             self.furniture(camera)
-        height = self.high[2]
-        light = Light(
-            place=np.array(
-                [self.between(-1, 1), self.between(0.35, 0.65) * self.high[1], height - self.between(0.2, 0.5)]
-            ),
-            ambient=self.between(0.42, 0.55),
-            diffuse=self.between(0.75, 0.95),
-            reach=self.between(4.0, 7.0),
-        )
+        lamp = [self.between(-1, 1), self.between(0.35, 0.65) * self.high[1], self.high[2] - self.between(0.2, 0.5)]
+        focal = 0.5 / np.tan(self.field_of_view / 2)
         return Scene(
             low=self.low,
             high=self.high,
             walls=walls,
             bodies=tuple(self.bodies),
-            light=light,
+            light=Light(np.array(lamp), self.between(0.52, 0.64), self.between(0.6, 0.8), self.between(4.0, 7.0)),
             camera=camera,
             camera_kind=kind,
             focal=np.array([focal, focal * self.between(0.96, 1.04)]),
@@ -142,7 +77,7 @@ class _Builder:
         kind = str(self.rng.choice(_CAMERA_KINDS))
         half_width = self.high[0]
         place = np.array([self.between(-0.25, 0.25) * half_width, self.between(1.0, 1.6), self.between(1.2, 1.9)])
-        target = np.array([self.between(-0.5, 0.5), 0.55 * self.high[1], self.between(0.6, 1.0)])
+        target = np.array([self.between(-0.5, 0.5), 0.55 * self.high[1], self.between(0.7, 1.1)])
         sway, pan = np.zeros(3), np.zeros(3)
         if kind == "turning":
             pan = np.array([self.between(1.2, 2.0) * self.sign(), 0.0, self.between(-0.3, 0.3)])
@@ -152,58 +87,48 @@ class _Builder:
             sway = np.array([self.between(-0.3, 0.3), self.between(0.8, 1.2) * self.sign(), self.between(-0.15, 0.15)])
             place[1] += 0.6
             pan = np.array([self.between(-0.3, 0.3), 0.0, 0.0])
-        # The sway must stay inside the room.
-        room = half_width - 0.5
-        place[0] = np.clip(place[0], -room + abs(sway[0]), room - abs(sway[0]))
+        limit = half_width - 0.5 - abs(sway[0])  # the sway must stay inside the room
+        place[0] = np.clip(place[0], -limit, limit)
         return kind, CameraPath(
             place=place,
             target=target,
             sway=sway,
-            pan=pan,
             sway_period=self.between(4.5, 7.0),
             sway_phase=self.between(0, 2 * np.pi),
+            pan=pan,
             pan_period=self.between(4.0, 6.0),
             pan_phase=self.between(0, 2 * np.pi),
         )
 
     def color(self, hue: float, saturation: tuple[float, float], value: tuple[float, float]) -> np.ndarray:
-        return np.array(colorsys.hsv_to_rgb(hue % 1.0, self.between(*saturation), self.between(*value)))
+        hue = np.interp(hue % 1.0, _HUE_SHARES, _HUES)
+        return np.array(colorsys.hsv_to_rgb(hue, self.between(*saturation), self.between(*value)))
 
     def walls(self) -> tuple[Texture, ...]:
-        side = self.hue + self.between(-0.04, 0.04)
-        other = side if self.rng.random() < 0.4 else self.hue + self.between(0.3, 0.7)
-        hues = (side, other, side, self.hue + self.between(0.15, 0.85))
-        faces = []
-        for axis, hue in zip((0, 0, 1, 1), hues, strict=True):
-            first = self.color(hue, (0.25, 0.65), (0.6, 0.95))
-            second = (
-                first * self.between(0.6, 0.8)
-                if self.rng.random() < 0.6
-                else self.color(hue + 0.08, (0.2, 0.6), (0.5, 0.9))
-            )
-            kind = str(self.rng.choice(("plain", "plain", "gradient", "noise", "stripes")))
-            direction = np.zeros(3)
-            direction[1 - axis] = 1.0
-            if kind == "gradient" or (kind == "stripes" and self.rng.random() < 0.3):
-                direction = np.array([0.0, 0.0, 1.0])
-            period = {
-                "stripes": self.between(0.9, 1.8),
-                "gradient": self.between(5.0, 8.0),
-                "noise": self.between(3.0, 5.0),
-            }
-            faces.append(self.texture(kind, first, second, period.get(kind, 1.0), direction))
-        floor_hue = self.hue + self.between(0.35, 0.65) if self.rng.random() < 0.5 else self.between(0.05, 0.12)
-        first = self.color(floor_hue, (0.35, 0.7), (0.35, 0.65))
+        """Left, right, near, far wall, floor, ceiling."""
+        hues = [self.hue, self.hue + self.between(0.3, 0.7), self.hue, self.hue + self.between(0.2, 0.8)]
+        if self.rng.random() < 0.4:
+            hues[1] = self.hue
+        values = self.rng.permutation([0.95, 0.8, 0.6])[[0, 1, 2, 2]]
+        faces = [self.wall(axis, hues[face], values[face]) for face, axis in enumerate((0, 0, 1, 1))]
+        wooden = self.rng.random() < 0.5
+        first = self.color(self.between(0.14, 0.24) if wooden else self.hue + 0.5, (0.4, 0.75), (0.28, 0.5))
         kind = str(self.rng.choice(("plain", "checker", "noise", "stripes")))
-        floor = self.texture(
-            kind,
-            first,
-            first * self.between(0.55, 0.8),
-            self.between(1.6, 2.8),
-            np.array([1.0, 0.0, 0.0]) if self.rng.random() < 0.5 else np.array([0.0, 1.0, 0.0]),
-        )
-        ceiling = self.texture("plain", self.color(self.hue, (0.02, 0.12), (0.85, 0.95)), np.zeros(3), 1.0, np.zeros(3))
+        direction = np.eye(3)[self.rng.integers(0, 2)]
+        floor = self.texture(kind, first, first * self.between(0.65, 0.8), self.between(1.8, 3.0), direction)
+        ceiling = self.texture("plain", self.color(self.hue, (0.03, 0.15), (0.9, 1.0)), np.zeros(3), 1.0, np.zeros(3))
         return (*faces, floor, ceiling)
+
+    def wall(self, axis: int, hue: float, value: float) -> Texture:
+        kind = str(self.rng.choice(("plain", "plain", "gradient", "noise", "stripes")))
+        first = self.color(hue, (0.2, 0.58), (value - 0.1, value))
+        second = first * self.between(0.72, 0.88)
+        if kind == "gradient":
+            second = self.color(hue + self.between(-0.15, 0.15), (0.2, 0.58), (value - 0.3, value))
+        direction = np.zeros(3)
+        direction[1 - axis] = 1.0
+        spans = {"stripes": (1.2, 2.2), "gradient": (10.0, 14.0), "noise": (3.5, 6.0), "plain": (1.0, 1.0)}
+        return self.texture(kind, first, second, self.between(*spans[kind]), direction)
 
     def texture(
         self, kind: str, first: np.ndarray, second: np.ndarray, period: float, direction: np.ndarray
@@ -217,149 +142,171 @@ class _Builder:
             waves = np.eye(3) / period
         else:
             waves = direction[None, :] / period
-        phases = self.rng.random(len(waves)) if kind != "gradient" else np.zeros(1)
+        phases = np.zeros(1) if kind == "gradient" else self.rng.random(len(waves))
         return Texture(kind=kind, first=first, second=second, waves=waves, phases=phases)
 
     def body_texture(self, shape: str, size: float) -> Texture:
+        """A texture for a body with a half size of ``size`` meters."""
         hue = self.rng.random()
-        first = self.color(hue, (0.55, 0.95), (0.65, 1.0))
-        second = self.color(hue + self.between(0.25, 0.75), (0.1, 0.8), (0.55, 1.0))
-        kinds = (
-            ("plain", "plain", "gradient", "noise", "segments")
-            if shape != "box"
-            else ("plain", "plain", "gradient", "noise", "stripes", "checker")
-        )
-        kind = str(self.rng.choice(kinds))
+        first = self.color(hue, (0.6, 0.95), (0.7, 1.0))
+        second = self.color(hue + self.between(0.1, 0.9), (0.1, 0.6), (0.8, 1.0))
+        figures = ("stripes", "checker") if shape == "box" else ("segments", "segments")
+        kind = str(self.rng.choice(("plain", "plain", "gradient", "noise", *figures)))
         if kind == "segments":
-            rings = self.between(0.6, 0.9) / (2 * size) if self.rng.random() < 0.4 else 0.0
+            rings = self.between(0.6, 0.9) / (2 * size) if self.rng.random() < 0.3 else 0.0
             return Texture("segments", first, second, slices=int(self.rng.integers(2, 5)), rings=rings)
-        direction = np.eye(3)[self.rng.integers(0, 3)]
-        period = {
-            "stripes": self.between(0.8, 1.3),
-            "checker": self.between(1.4, 2.0),
-            "noise": self.between(1.5, 2.5),
-            "gradient": 4.0,
-        }
-        return self.texture(kind, first, second, size * period.get(kind, 1.0), direction)
+        spans = {"stripes": (0.8, 1.3), "checker": (1.6, 2.2), "noise": (2.0, 3.0), "gradient": (4.0, 4.0)}
+        period = self.between(*spans.get(kind, (1.0, 1.0)))
+        return self.texture(kind, first, second, size * period, np.eye(3)[self.rng.integers(0, 3)])
 
-    def room_for(self, camera: CameraPath, radius: float) -> np.ndarray | None:
-        """A free place [2] for a disc, in view at the camera's middle position; none after many tries."""
+    def reserve(self, camera: CameraPath, travel: np.ndarray, radius: float, farthest: float) -> np.ndarray | None:
+        """Reserve floor for a body and return its middle [2], in view from the camera's; none after many tries.
+
+        Args:
+          camera: its path; the floor near it stays free.
+          travel: [2] meters, half of the line that the body moves on.
+          radius: meters the body reaches from that line.
+          farthest: meters from the camera.
+        """
         place, towards = camera.place[:2], (camera.target - camera.place)[:2]
         towards = towards / np.linalg.norm(towards)
         across = np.array([towards[1], -towards[0]])
-        reach = self.high[1] - place[1]
+        margin = radius + np.abs(travel) + _GAP
         for _ in range(60):
-            ahead = self.between(1.2 + radius, reach)
-            aside = self.between(-1.0, 1.0) * 0.9 * ahead * np.tan(self.field_of_view / 2)
+            ahead = self.between(1.2 + radius, max(farthest, 1.3 + radius))
+            aside = self.between(-0.75, 0.75) * ahead * np.tan(self.field_of_view / 2)
             spot = place + ahead * towards + aside * across
-            margin = radius + _GAP
-            if (spot < self.low[:2] + margin).any() or (spot > self.high[:2] - margin).any():
-                continue
-            if any(np.linalg.norm(spot - other) < radius + reserved + _GAP for other, reserved in self.discs):
-                continue
-            if (
-                _distance_to_segment(spot, place - camera.sway[:2], place + camera.sway[:2])
-                < radius + _CAMERA_CLEARANCE
-            ):
-                continue
-            return spot
+            wanted = _Capsule(spot - travel, spot + travel, radius)
+            inside = (spot >= self.low[:2] + margin).all() and (spot <= self.high[:2] - margin).all()
+            clear = wanted.gap(_Capsule(place - camera.sway[:2], place + camera.sway[:2], 0.0)) > _CAMERA_CLEARANCE
+            if inside and clear and all(wanted.gap(other) > _GAP for other in self.reserved):
+                self.reserved.append(wanted)
+                return spot
         return None
 
     def mover(self, camera: CameraPath) -> None:
+        """A body that slides, circles, bounces or floats while it turns."""
         shape = str(self.rng.choice(("sphere", "sphere", "box", "cylinder")))
-        size = self.between(0.35, 0.65)
-        half = (
-            (size, size, size)
-            if shape == "sphere"
-            else (size * 0.8, size * self.between(0.6, 0.8), size * self.between(0.7, 1.1))
-        )
-        if shape == "cylinder":
-            half = (half[0], half[0], half[2])
-        texture = self.body_texture(shape, size)
         kind = str(self.rng.choice(("slide", "circle", "bounce", "float")))
-        # Tumbling needs the bounding sphere clear of the floor; an upright body needs only its own half height.
+        size = self.between(0.5, 0.8)
+        half = (size, size, size)
+        if shape == "box":
+            half = (size * 0.8, size * self.between(0.6, 0.8), size * self.between(0.7, 1.0))
+        elif shape == "cylinder":
+            half = (size * 0.8, size * 0.8, size * self.between(0.7, 1.0))
+        texture = self.body_texture(shape, size)
+        # What tumbles needs its bounding sphere clear of everything; what stays upright needs its own half height.
         tumbles = kind == "float" or shape == "sphere"
-        outline = float(np.linalg.norm(half)) if shape == "box" else float(np.hypot(half[0], half[2]))
-        outline = half[0] if shape == "sphere" else outline
-        for travel in (self.between(0.8, 1.4), 0.6, 0.3):
-            spot = self.room_for(camera, travel + outline)
+        outline = Body(shape, half, texture, BodyPath(np.zeros(3))).bounding_radius
+        rise = outline if tumbles else half[2]
+        angle = self.between(0, 2 * np.pi)
+        along = np.array([np.cos(angle), np.sin(angle), 0.0])
+        for travel in (self.between(0.7, 1.3), 0.6, 0.3):
+            if kind == "circle":
+                spot = self.reserve(camera, np.zeros(2), 0.7 * travel + outline, farthest=4.2)
+            else:
+                spot = self.reserve(camera, travel * along[:2], outline, farthest=4.2)
             if spot is not None:
                 break
         else:
             return
-        self.discs.append((spot, travel + outline))
-        angle = self.between(0, 2 * np.pi)
-        along = np.array([np.cos(angle), np.sin(angle), 0.0])
-        rest_height = outline if tumbles else half[2]
-        height, bounce, cosine = rest_height, 0.0, np.zeros(3)
-        sine = travel * along
+        sine, cosine, height, bounce = travel * along, np.zeros(3), rise, 0.0
+        headroom = self.high[2] - 2 * outline - 0.1
         if kind == "circle":
-            cosine = travel * np.array([-along[1], along[0], 0.0])
+            sine, cosine = 0.7 * sine, 0.7 * travel * np.array([-along[1], along[0], 0.0])
         elif kind == "bounce":
-            bounce = min(self.between(0.6, 1.3), self.high[2] - 2 * outline - 0.2)
+            bounce = min(self.between(0.6, 1.3), headroom)
         elif kind == "float":
-            lift = min(0.5, (self.high[2] - 2 * outline) / 2 - 0.1)
-            height = self.between(outline + lift, self.high[2] - outline - lift)
-            sine = sine + np.array([0.0, 0.0, lift * 0.8])
-        axis = self.rng.normal(size=3) if tumbles else np.array([0.0, 0.0, 1.0])
+            lift = min(0.4, headroom / 2)
+            height = outline + lift + self.between(0, 0.7) * (headroom - 2 * lift)
+            sine = sine + lift * _UP
+        axis = self.rng.normal(size=3) if tumbles else _UP
         path = BodyPath(
             center=np.array([*spot, height]),
             sine=sine,
             cosine=cosine,
             period=self.between(3.0, 5.0),
             phase=self.between(0, 2 * np.pi),
-            bounce_height=max(bounce, 0.0),
+            bounce_height=bounce,
             bounce_period=self.between(0.9, 1.3),
             spin_axis=axis / np.linalg.norm(axis),
             spin_rate=self.between(0.5, 1.6) * self.sign(),
-            turn=axis_angle(np.array([0.0, 0.0, 1.0]), self.between(0, 2 * np.pi)),
+            turn=axis_angle(_UP, self.between(0, 2 * np.pi)),
         )
         self.bodies.append(Body(shape, half, texture, path))
 
     def furniture(self, camera: CameraPath) -> None:
+        """A body that stands on the floor."""
         shape = str(self.rng.choice(("box", "box", "cylinder", "sphere")))
-        size = self.between(0.35, 0.6)
-        half = (size, size * self.between(0.6, 1.0), self.between(0.35, 1.0))
+        size = self.between(0.4, 0.7)
+        half = (size, size * self.between(0.6, 1.0), self.between(0.4, 1.1))
         if shape == "sphere":
             half = (size, size, size)
         elif shape == "cylinder":
             half = (size * 0.7, size * 0.7, half[2])
-        outline = half[0] if shape != "box" else float(np.hypot(half[0], half[1]))
-        spot = self.room_for(camera, outline)
+        outline = float(np.hypot(half[0], half[1])) if shape == "box" else half[0]
+        spot = self.reserve(camera, np.zeros(2), outline, farthest=self.high[1])
         if spot is None:
             return
-        self.discs.append((spot, outline))
-        turn = axis_angle(np.array([0.0, 0.0, 1.0]), self.between(0, 2 * np.pi))
-        path = BodyPath(center=np.array([*spot, half[2]]), turn=turn)
+        path = BodyPath(np.array([*spot, half[2]]), turn=axis_angle(_UP, self.between(0, 2 * np.pi)))
         self.bodies.append(Body(shape, half, self.body_texture(shape, size), path))
 
-    def picture(self) -> None:
-        """A flat thing on a wall or the floor: a picture, a door or a rug. It needs no disc: it is 2 cm thick."""
+    def flat_thing(self) -> None:
+        """A picture or a door on a wall, or a rug: a few centimeters thick, so it reserves nothing."""
         kind = str(self.rng.choice(("picture", "picture", "door", "rug")))
         if kind == "rug":
             half = (self.between(0.8, 1.4), self.between(0.8, 1.6), 0.01)
             center = np.array([self.between(-1, 1), self.between(0.45, 0.7) * self.high[1], half[2]])
         else:
-            tall = kind == "door"
-            wide, high = (0.5, 1.05) if tall else (self.between(0.5, 0.9), self.between(0.4, 0.6))
-            level = high if tall else self.between(1.5, 1.8)
+            wide, tall = (0.5, 1.05) if kind == "door" else (self.between(0.6, 1.0), self.between(0.45, 0.6))
+            level = tall if kind == "door" else self.between(1.5, 1.8)
             wall = int(self.rng.integers(0, 3))
             if wall == 2:
-                half = (wide, 0.02, high)
+                half = (wide, 0.02, tall)
                 center = np.array([self.between(-0.6, 0.6) * self.high[0], self.high[1] - 0.02, level])
             else:
-                half = (0.02, wide, high)
-                center = np.array(
-                    [(self.high[0] - 0.02) * (1 if wall else -1), self.between(0.45, 0.85) * self.high[1], level]
-                )
-        for other in self.bodies:
-            if (np.abs(other.path.center - center) < np.array(other.half_size) + half).all():
-                return
-        texture = self.body_texture("box", max(half))
-        self.bodies.append(Body("box", half, texture, BodyPath(center=center), casts_shadow=False))
+                half = (0.02, wide, tall)
+                along = self.between(0.45, 0.85) * self.high[1]
+                center = np.array([(self.high[0] - 0.02) * (2 * wall - 1), along, level])
+        calm = self.color(self.rng.random(), (0.3, 0.6), (0.45, 0.75))
+        texture = self.texture("plain", calm, calm, 1.0, _UP)
+        if kind == "picture":
+            texture = self.body_texture("box", max(half))
+        elif kind == "rug" and self.rng.random() < 0.5:
+            texture = self.texture("stripes", calm, calm * 0.75, 0.8, np.array([1.0, 0.0, 0.0]))
+        sizes = np.array(half)
+        if all((np.abs(other.path.center - center) > np.array(other.half_size) + sizes).any() for other in self.bodies):
+            self.bodies.append(Body("box", half, texture, BodyPath(center), casts_shadow=False))
 
 
-def _distance_to_segment(point: np.ndarray, start: np.ndarray, end: np.ndarray) -> float:
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Capsule:
+    """All places on the floor within ``radius`` of the line from ``start`` [2] to ``end`` [2], meters."""
+
+    start: np.ndarray
+    end: np.ndarray
+    radius: float
+
+    def gap(self, other: "_Capsule") -> float:
+        """Meters between two capsules; negative where they overlap."""
+        lines = ((self.start, self.end), (other.start, other.end))
+        if _cross(*lines):
+            return -self.radius - other.radius
+        ends = [_distance(point, *lines[1 - index]) for index in (0, 1) for point in lines[index]]
+        return min(ends) - self.radius - other.radius
+
+
+def _distance(point: np.ndarray, start: np.ndarray, end: np.ndarray) -> float:
     along = end - start
     share = np.clip((point - start) @ along / max(along @ along, 1e-12), 0, 1)
     return float(np.linalg.norm(point - start - share * along))
+
+
+def _cross(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> bool:
+    """Whether two line segments properly cross: each one's ends lie on different sides of the other."""
+
+    def side(line: tuple[np.ndarray, np.ndarray], point: np.ndarray) -> float:
+        along, away = line[1] - line[0], point - line[0]
+        return along[0] * away[1] - along[1] * away[0]
+
+    return side(first, second[0]) * side(first, second[1]) < 0 and side(second, first[0]) * side(second, first[1]) < 0

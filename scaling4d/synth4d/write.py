@@ -28,7 +28,7 @@ from scaling4d import exits
 from scaling4d.errors import UserError
 from scaling4d.mp4 import encode_mp4
 from scaling4d.synth4d.render import Rendering, render
-from scaling4d.synth4d.world import Scene
+from scaling4d.synth4d.world import scene_from_seed
 
 _DEPTH_UNIT = 0.00025  # meters; 16 bits then reach 16 m, more than any room's diagonal
 _CRF = 18
@@ -206,7 +206,7 @@ def _leave_interrupts_to_parent() -> None:
 
 
 def _write_one(folder: pathlib.Path, settings: WriteSettings, index: int) -> int:
-    scene = Scene.from_seed((settings.seed, index))
+    scene = scene_from_seed((settings.seed, index))
     rendering = render(scene, settings.frames, settings.size, settings.size, settings.fps)
     # The video comes last: where it is, its ground truth is too.
     _put(folder / "ground_truth" / f"scene-{index:05d}.npz", _ground_truth_bytes(rendering, settings, index))
