@@ -1,0 +1,146 @@
+"""``scaling4d ingest``: video files into clip records.
+
+Responsible for: flags, the progress line and what is printed. Not responsible for: the work (``run.py``). ``--help``
+loads nothing heavy, so the heavy imports are inside ``main``.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+
+from scaling4d import exits
+from scaling4d.errors import UserError
+from scaling4d.ingest.settings import IngestSettings
+
+
+def _number_or_none(kind):
+    def parse(text: str):
+        return None if text.lower() == "none" else kind(text)
+
+    parse.__name__ = f"{kind.__name__} or none"
+    return parse
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scaling4d ingest",
+        description="Turns video files (mp4, m4v, webm, mkv, avi, mov) into a data set of short H.264 clips for "
+        "training. A file that cannot be used is skipped, listed at the end and in OUTPUT/errors.tsv.",
+    )
+    default = IngestSettings()
+    add = parser.add_argument
+    add(
+        "--input",
+        required=True,
+        metavar="DIR_OR_GLOB",
+        help="a folder (searched recursively), a glob pattern or one file",
+    )
+    add("--output", required=True, metavar="DIR", help="the folder of the data set; made if missing")
+    add(
+        "--holdout",
+        type=float,
+        default=default.holdout,
+        metavar="SHARE",
+        help="share of the source videos held out for validation, at least one of two or more (%(default)s; 0: none)",
+    )
+    add(
+        "--short_side",
+        type=int,
+        default=default.short_side,
+        metavar="PIXELS",
+        help="shorter side of the clips; smaller videos keep their size (%(default)s)",
+    )
+    add("--frames", type=int, default=default.frames, help="most frames of a clip (%(default)s)")
+    add(
+        "--min_frames",
+        type=int,
+        default=default.min_frames,
+        help="shorter leftovers of a scene are dropped (%(default)s)",
+    )
+    add(
+        "--fps",
+        type=_number_or_none(float),
+        default=default.fps,
+        metavar="RATE",
+        help="frames a second, or none to keep each video's own (%(default)s)",
+    )
+    add("--crf", type=int, default=default.crf, help="x264 quality, 0 best to 51 worst (%(default)s)")
+    add("--gop", type=int, default=default.gop, help="most frames from one keyframe to the next (%(default)s)")
+    add(
+        "--cut_threshold",
+        type=_number_or_none(float),
+        default=default.cut_threshold,
+        metavar="LEVELS",
+        help="mean change of a grey thumbnail (0 to 255) that ends a scene, or none (%(default)s)",
+    )
+    add(
+        "--shard_clips", type=int, default=default.shard_clips, metavar="CLIPS", help="clips a shard file (%(default)s)"
+    )
+    add("--workers", type=int, default=None, metavar="N", help="videos worked on at the same time (one a core)")
+    add(
+        "--file_seconds", type=int, default=1800, metavar="SECONDS", help="longest time spent on one file (%(default)s)"
+    )
+    add("--file_memory_gb", type=float, default=3.0, metavar="GB", help="most memory used for one file (%(default)s)")
+    add("--overwrite", action="store_true", help="replace a data set that is in OUTPUT")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns the exit code, raises UserError for mistakes of the user."""
+    flags = build_parser().parse_args(argv)
+    settings = IngestSettings(**{field.name: getattr(flags, field.name) for field in fields(IngestSettings)})
+    if flags.file_seconds < 1 or flags.file_memory_gb < 0.25:
+        raise UserError("--file_seconds must be 1 or more and --file_memory_gb 0.25 or more")
+    try:
+        from scaling4d.ingest import run
+        from scaling4d.ingest.media import MediaLimits
+        from scaling4d.ingest.progress import ProgressLine
+        from scaling4d.ingest.sandbox import Limits
+    except ModuleNotFoundError as error:
+        raise UserError(f"ingest needs {error.name}: pip install 'scaling4d[train]'") from error
+
+    process = Limits(memory_bytes=int(flags.file_memory_gb * 2**30), seconds=flags.file_seconds)
+    progress = ProgressLine()
+    try:
+        summary = run.ingest(
+            flags.input,
+            flags.output,
+            settings,
+            limits=MediaLimits(process=process),
+            workers=flags.workers,
+            overwrite=flags.overwrite,
+            progress=progress,
+        )
+    except run.NothingUsable as error:
+        progress.close()
+        _print_skipped(error.skipped)
+        raise
+    finally:
+        progress.close()
+    _print_skipped(summary.skipped)
+    _print_summary(summary, flags.output)
+    return exits.DONE
+
+
+def _print_skipped(skipped) -> None:
+    from scaling4d.ingest.sources import printable
+
+    if not skipped:
+        return
+    print(f"{len(skipped)} files were skipped:", file=sys.stderr)
+    rows = [(printable(item.name), item.reason, printable(item.detail)) for item in skipped]
+    name_width, reason_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+    for name, reason, detail in rows:
+        print(f"  {name:<{name_width}}  {reason:<{reason_width}}  {detail}", file=sys.stderr)
+
+
+def _print_summary(summary, output: str) -> None:
+    parts = []
+    for name, split in summary.manifest.splits.items():
+        size = sum(shard.bytes for shard in split.shards)
+        parts.append(f"{split.clips} {name} clips from {split.sources} videos ({size / 1e6:.1f} MB)")
+    verb = "already holds" if summary.already_done else "holds"
+    dropped = summary.manifest.dropped_frames
+    tail = f"; {dropped} frames in leftovers shorter than a clip were dropped" if dropped else ""
+    print(f"{output} {verb} {', '.join(parts)}{tail}")
