@@ -1,0 +1,85 @@
+"""Metrics for TensorBoard: event files in ``MODEL_DIR/train``, written through clu.
+
+Responsible for: event files, and cutting them back at a resume. Not responsible for: which metrics there are.
+
+At a resume the event files themselves are cut: TensorBoard's own remedy (a restart event that hides later steps) would
+leave the stale numbers in the files for every other reader. Records are copied byte for byte.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+import numpy as np
+
+from scaling4d.observe.metric_writer import MetricWriter
+from scaling4d.run_folder import RunFolder
+
+_HEADER = struct.Struct("<QI")  # length and its checksum; then the data and its checksum (TFRecord framing)
+_CHECKSUM_BYTES = 4
+_MAX_RECORD_BYTES = 1 << 30
+"""A longer record is a broken length."""
+
+
+class TensorBoardWriter(MetricWriter):
+    """Scalars and pictures; TensorFlow is imported with the first one."""
+
+    def __init__(self, folder: RunFolder, subfolder: str = "train"):
+        self._folder, self._subfolder = folder, subfolder
+        self._clu: Any = None
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._open().write_scalars(step, {name: np.float32(value) for name, value in metrics.items()})
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        self._open().write_images(step, images)
+
+    def truncate(self, step: int) -> None:
+        self.close()
+        for name in self._folder.glob(f"{self._subfolder}/*.tfevents.*"):
+            cut_events(self._folder, name, step)
+
+    def flush(self) -> None:
+        if self._clu is not None:
+            self._clu.flush()
+
+    def close(self) -> None:
+        if self._clu is not None:
+            self._clu.close()
+            self._clu = None
+
+    def _open(self) -> Any:
+        if self._clu is None:
+            from clu import metric_writers
+
+            self._clu = metric_writers.SummaryWriter(str(self._folder.file(self._subfolder)))
+        return self._clu
+
+
+def cut_events(folder: RunFolder, name: str, step: int) -> None:
+    """Removes the events after ``step``, and a half-written last record, from one event file."""
+    from tensorboard.compat.proto import event_pb2
+
+    with folder.file(name).open("rb") as source:
+        whole = all(event_pb2.Event.FromString(data).step <= step for data, _ in _records(source))
+        if whole and not source.read(1):
+            return
+    with folder.file(name).open("rb") as source, folder.replacing(name) as target:
+        for data, framed in _records(source):
+            if event_pb2.Event.FromString(data).step <= step:
+                target.write(framed)
+
+
+def _records(source: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """(data, framed record) of every whole record; leaves the file where the first broken one begins."""
+    while True:
+        start = source.tell()
+        header = source.read(_HEADER.size)
+        if len(header) == _HEADER.size:
+            length = _HEADER.unpack(header)[0]
+            body = source.read(min(length + _CHECKSUM_BYTES, _MAX_RECORD_BYTES))
+            if len(body) == length + _CHECKSUM_BYTES:
+                yield body[:-_CHECKSUM_BYTES], header + body
+                continue
+        source.seek(start)
+        return
