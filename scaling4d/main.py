@@ -16,7 +16,7 @@ from scaling4d.errors import UserError
 COMMANDS = {
     "train": ("scaling4d.train_cli", "pretrain a model; starting the same command again resumes it"),
     "ingest": ("scaling4d.ingest.cli", "turn video files into clip records"),
-    "synth": ("scaling4d.synth4d.cli", "write videos of a procedural 3-D world, with exact ground truth"),
+    "synth": ("scaling4d.synth4d.write", "write videos of a procedural 3-D world, with exact ground truth"),
 }
 """Command -> module with ``main(argv) -> exit code``, and what it does."""
 

@@ -148,3 +148,14 @@ def put_batch(host_batch: dict[str, np.ndarray], slots: np.ndarray, sharding: Na
         return jax.make_array_from_callback(shape, sharding, shard)
 
     return {name: put(rows) for name, rows in host_batch.items()}
+
+
+def check_model_divides(description: dict, mesh: Mesh) -> None:
+    """Raises UserError when heads or MLP width cannot be split over the model axis."""
+    ways = mesh.shape["model"]
+    for name in ("heads", "mlp"):
+        if description.get(name, ways) % ways:
+            raise UserError(
+                f"{name} of size '{description.get('size')}' is {description[name]}, which does not divide over {ways} "
+                "model shards; change the last entry of --gin.Partitioner.mesh_shape"
+            )

@@ -1,0 +1,114 @@
+"""What a run would do, without doing it.
+
+Responsible for: ``--dry_run`` (a page of facts and warnings) and ``--show_batch`` (the first batch as a video). Not
+responsible for: training, or planning for machines that are not here.
+"""
+
+import pathlib
+
+import jax
+import numpy as np
+
+from scaling4d import checkpoints, partitioning, run_records
+from scaling4d.observe import previews
+from scaling4d.run_folder import RunFolder
+from scaling4d.train import Run, say
+
+GIB = 2**30
+
+
+def report(run: Run) -> None:
+    """Prints mesh, parameters, batch, steps, what would be restored, and disk and memory against what is free."""
+    trainer = run.trainer()
+    folder = RunFolder(run.model_dir)
+    state_bytes = checkpoints.state_bytes(trainer.abstract_state)
+    train_clips, held_out_clips = run.data.num_train(), run.data.num_held_out()
+    examples = run.total_steps * run.batch_size
+    rows = {
+        "run folder": str(folder.path),
+        "model": f"{run.objective.model_description().get('size')}, {run_records.num_parameters(trainer):,} parameters",
+        "mesh": ", ".join(f"{axis} {size}" for axis, size in trainer.mesh.shape.items())
+        + f" on {trainer.mesh.size} {jax.devices()[0].device_kind} device(s)",
+        "batch": f"{run.batch_size} clips in {run.microbatches} microbatch(es)",
+        "steps": f"{run.total_steps:,} ({examples:,} clips, {examples / max(1, train_clips):.1f} epochs)",
+        "data": f"{train_clips:,} training clips, {held_out_clips:,} held-out clips",
+        "compute": f"{run.objective.flops_per_example() * run.batch_size / 1e12:.3f} TFLOP a step",
+        "would restore": would_restore(run),
+        "checkpoints": _disk(run, folder, state_bytes),
+        "memory": _memory(run, trainer, state_bytes),
+    }
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        say(f"{name:{width}}  {value}")
+
+
+def would_restore(run: Run) -> str:
+    """What a start would take its state from."""
+    folder = RunFolder(run.model_dir)
+    steps = sorted(int(name) for name in folder.names("checkpoints") if name.isdigit())
+    if steps:
+        return f"{folder.path / 'checkpoints' / str(steps[-1])}"
+    return run.restore.path or "nothing: from scratch"
+
+
+def _disk(run: Run, folder: RunFolder, state_bytes: int) -> str:
+    kept = run.checkpoint.keep
+    if run.checkpoint.keep_period:
+        kept += run.total_steps // run.checkpoint.keep_period
+    need = state_bytes * (kept + 1)  # one more is written before an old one goes
+    free = folder.free_bytes()
+    text = f"{state_bytes / GIB:.2f} GiB each, at most {kept} kept"
+    if free is None:
+        return text
+    text += f"; {free / GIB:.1f} GiB free"
+    return text if need <= free else text + f"  WARNING: {need / GIB:.1f} GiB are needed"
+
+
+def _memory(run: Run, trainer, state_bytes: int) -> str:
+    """Parameters, optimizer state and gradients on one device, and its share of the batch; activations come on top."""
+    shards = jax.tree.leaves(
+        jax.tree.map(lambda leaf: int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize, trainer.abstract_state)
+    )
+    gradients = jax.tree.leaves(
+        jax.tree.map(lambda leaf: int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * 4, trainer.abstract_state.params)
+    )
+    settings = run.data.settings
+    ways = trainer.mesh.shape["replica"] * trainer.mesh.shape["data"]
+    batch = run.batch_size // ways * settings.frames * settings.size**2 * 3
+    need = sum(shards) + sum(gradients) + batch
+    free = _free_device_bytes()
+    text = f"{need / GIB:.2f} GiB a device for state, gradients and clips, without activations"
+    if free is None:
+        return text
+    if jax.devices()[0].platform == "cpu":
+        need = need * trainer.mesh.size  # all CPU devices share one memory
+    text += f"; {free / GIB:.1f} GiB free"
+    return text if need <= free else text + "  WARNING: this does not fit"
+
+
+def _free_device_bytes() -> int | None:
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    meminfo = pathlib.Path("/proc/meminfo")
+    if jax.devices()[0].platform == "cpu" and meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def show_batch(run: Run) -> None:
+    """Writes the first augmented batch, visible patches outlined, to ``MODEL_DIR/previews/first-batch.mp4``."""
+    trainer = run.trainer()
+    folder = RunFolder(run.model_dir)
+    sharding = run.partitioner.batch_sharding(trainer.mesh)
+    slots = partitioning.local_slots(sharding, run.batch_size)
+    with run.data.train_stream(batch_size=run.batch_size, slots=slots, start=0) as stream:
+        host = next(stream)
+    batch = {name: host[name] for name in ("video", "index")}
+    with trainer.context():
+        videos = jax.device_get(jax.jit(run.objective.outlined)(batch))
+    name = "previews/first-batch.mp4"
+    previews.write_grid(folder, name, np.asarray(videos))
+    say(f"{len(videos)} clips of the first batch, visible patches outlined: {folder.file(name)}")

@@ -1,0 +1,90 @@
+"""Evaluation on the held-out split, its pictures, and the backbone at the end of a run.
+
+Responsible for: what a run reports of a state apart from training on it. Not responsible for: the metrics themselves
+(``objectives/``), drawing (``observe/previews.py``) or when to evaluate (``train.py``).
+
+Held-out clips come in file order, cropped at the center, and their masks belong to their place in that order: every
+evaluation of a run, and of other runs with the same settings, sees the same pixels.
+"""
+
+import collections
+from typing import Any
+
+import jax
+import numpy as np
+
+from scaling4d import partitioning
+from scaling4d.data.clip_data import ClipData
+from scaling4d.export import released
+from scaling4d.observe import previews
+from scaling4d.run_folder import RunFolder
+from scaling4d.trainer import Trainer
+
+
+class Evaluator:
+    """Evaluates states of one run; the moving average of the parameters is used where the run keeps one."""
+
+    def __init__(
+        self, trainer: Trainer, data: ClipData, run: RunFolder, batch_size: int, examples: int, preview_examples: int
+    ):
+        self._trainer = trainer
+        self._data = data
+        self._run = run
+        self._batch_size = batch_size
+        self._sharding = trainer.partitioner.batch_sharding(trainer.mesh)
+        self._slots = partitioning.local_slots(self._sharding, batch_size)
+        self._examples = min(examples, data.num_held_out())
+        self._preview_examples = min(preview_examples, batch_size, self._examples)
+        self._eval_step = trainer.jit_eval_step()
+        self._previews = trainer.jit_previews()
+
+    def evaluate(self, state: Any, step: int, stop: object = False) -> dict[str, float]:
+        """Weighted means of the objective's metrics as ``eval/…``; empty when ``stop`` became true half-way."""
+        if not self._examples:
+            return {}
+        params = _averaged(state)
+        parts: list[dict[str, jax.Array]] = []
+        with self._data.held_out_stream(batch_size=self._batch_size, slots=self._slots) as stream:
+            for start in range(0, self._examples, self._batch_size):
+                if stop:
+                    return {}
+                host = next(stream)
+                host.pop("bad")
+                # The last batch may reach past the last example: those rows do not count.
+                host["weight"] = host["weight"] * (start + self._slots < self._examples)
+                batch = partitioning.put_batch(host, self._slots, self._sharding, self._batch_size)
+                parts.append(self._eval_step(params, batch))
+                if start == 0 and self._preview_examples:
+                    self._draw(params, batch, step)
+        return {f"eval/{name}": value for name, value in combine(jax.device_get(parts)).items()}
+
+    def _draw(self, params: Any, batch: dict[str, jax.Array], step: int) -> None:
+        videos = jax.device_get(self._previews(params, batch))
+        first = {name: np.asarray(rows)[: self._preview_examples] for name, rows in videos.items()}
+        previews.write(self._run, step, first)
+
+    def export(self, state: Any, step: int) -> str:
+        """Writes the backbone in the released layout; returns its path."""
+        arrays = self._trainer.objective.backbone_arrays(jax.device_get(_averaged(state)))
+        name = f"exports/backbone-{step}.npz"
+        with self._run.replacing(name) as file:
+            released.save_npz(file, arrays)
+        return str(self._run.file(name))
+
+
+def combine(parts: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """Means weighted by ``weight``; the largest where a name begins with ``max_``."""
+    weights = np.array([part["weight"] for part in parts], np.float64)
+    columns: dict[str, list[float]] = collections.defaultdict(list)
+    for part in parts:
+        for name, value in part.items():
+            columns[name].append(float(value))
+    del columns["weight"]
+    return {
+        name: max(values) if name.startswith("max_") else float(np.average(values, weights=weights))
+        for name, values in columns.items()
+    }
+
+
+def _averaged(state: Any) -> Any:
+    return state.params if state.ema is None else state.ema

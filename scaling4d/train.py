@@ -1,0 +1,275 @@
+"""The training run, top to bottom.
+
+Responsible for: the order of events from an empty or interrupted MODEL_DIR to a finished one. Not responsible for: the
+step (``trainer.py``), the loss (``objectives/``), reading clips (``data/``), saving (``checkpoints.py``) or parsing
+flags (``train_cli.py``). Nothing in the loop waits for the device, except that at most ``STEPS_IN_FLIGHT`` steps are
+handed to it ahead of time.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from scaling4d import checkpoints, exits, partitioning, run_records
+from scaling4d.checkpoints import Checkpoints, RestoreCheckpointConfig, SaveCheckpointConfig
+from scaling4d.data.clip_data import ClipData
+from scaling4d.errors import UserError
+from scaling4d.evaluation import Evaluator
+from scaling4d.interrupts import StopRequest
+from scaling4d.lease import Lease
+from scaling4d.objectives.objective import Objective
+from scaling4d.observe.progress import Progress
+from scaling4d.observe.writers import AsyncWriters, MetricWriter
+from scaling4d.optimizers import AdamW
+from scaling4d.partitioning import Partitioner
+from scaling4d.run_folder import RunFolder
+from scaling4d.trainer import Trainer
+
+STEPS_IN_FLIGHT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """How this start of a run was asked for, apart from its configuration."""
+
+    resolved_config: str
+    allow_config_changes: bool = False
+    lease_stale_s: float = 60.0
+
+
+def train(
+    *,
+    model_dir: str,
+    objective: Objective,
+    data: ClipData,
+    total_steps: int,
+    batch_size: int,
+    optimizer: AdamW,
+    partitioner: Partitioner,
+    microbatches: int = 1,
+    ema_decay: float = 0.0,
+    seed: int = 0,
+    log_period: int = 10,
+    eval_period: int = 1000,
+    eval_examples: int = 256,
+    preview_examples: int = 4,
+    checkpoint: SaveCheckpointConfig = SaveCheckpointConfig(),  # noqa: B008  (frozen)
+    restore: RestoreCheckpointConfig = RestoreCheckpointConfig(),  # noqa: B008  (frozen)
+    writers: Sequence[Callable[[RunFolder], MetricWriter]] = (),
+) -> "Run":
+    """Describes a run; nothing is read or written until ``run.start`` or one of the look-only commands.
+
+    Args:
+      model_dir: the run folder, the run's only state; starting again with the same folder resumes.
+      objective: what is learned (``objectives/``).
+      data: the clips (``data/``).
+      total_steps: the run ends at this step.
+      batch_size: clips a step, over all devices.
+      microbatches: gradient accumulation; divides the batch.
+      ema_decay: decay of the parameters' moving average; 0 keeps none.
+      seed: of the initial parameters.
+      log_period: steps between log points.
+      eval_period: steps between evaluations on the held-out split; 0 evaluates only at the end.
+      eval_examples: held-out clips of an evaluation (at most the split's size).
+      preview_examples: held-out clips drawn as pictures at each evaluation; 0 draws none.
+    """
+    return Run(**locals())
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A described run: see ``train`` for the fields."""
+
+    model_dir: str
+    objective: Objective
+    data: ClipData
+    total_steps: int
+    batch_size: int
+    optimizer: AdamW
+    partitioner: Partitioner
+    microbatches: int
+    ema_decay: float
+    seed: int
+    log_period: int
+    eval_period: int
+    eval_examples: int
+    preview_examples: int
+    checkpoint: SaveCheckpointConfig
+    restore: RestoreCheckpointConfig
+    writers: Sequence[Callable[[RunFolder], MetricWriter]]
+
+    def trainer(self) -> Trainer:
+        """The run's trainer on this machine's devices, its sizes checked before any device time is spent."""
+        for name in ("total_steps", "log_period"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name} is {getattr(self, name)}: use 1 or more; change --gin.train.{name}")
+        mesh = self.partitioner.mesh()
+        partitioning.check_batch_divides(self.batch_size, self.microbatches, self.partitioner.batch_sharding(mesh))
+        partitioning.check_model_divides(self.objective.model_description(), mesh)
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(Trainer) if f.name != "mesh"}
+        return Trainer(mesh=mesh, **fields)
+
+    def start(self, start: Start) -> int:
+        """Runs to the end, or to a request to stop; returns the exit code."""
+        run = RunFolder(self.model_dir)
+        done = run_records.done_step(run)
+        if done is not None and done >= self.total_steps:
+            print(f"{run.path} is complete at step {done}; more steps: --gin.TRAIN_STEPS", flush=True)
+            return exits.DONE
+        trainer = self.trainer()
+        run_records.check_same_model(run, trainer)
+        with contextlib.ExitStack() as stack:
+            stop = stack.enter_context(StopRequest())
+            lease = stack.enter_context(Lease(run, stale_s=start.lease_stale_s))
+            stack.enter_context(trainer.context())
+            return self._hold(trainer, run, lease, stop, stack, start)
+
+    def _hold(
+        self, trainer: Trainer, run: RunFolder, lease: Lease, stop: StopRequest, stack: contextlib.ExitStack, start: Start
+    ) -> int:
+        # -- State: latest checkpoint here, else the initial one, else fresh --------------------------------------
+        changes = run_records.check_same_run(run, start.resolved_config, allow_changes=start.allow_config_changes)
+        saver = Checkpoints(run.path / "checkpoints", self.checkpoint)
+        stack.callback(saver.close)
+        state, restored = self._initial_state(trainer, saver)
+        step, position = (restored.step, restored.data["next_example"]) if restored else (0, 0)
+        source = f"step {step} in {restored.source}" if restored else "scratch"
+        say(f"model: {run_records.num_parameters(trainer):,} parameters on mesh {dict(trainer.mesh.shape)}; from {source}")
+        for change in changes:
+            say(f"changed: {change}")
+        if step >= self.total_steps:
+            raise UserError(f"{source}: the run ends at {self.total_steps}; raise --gin.TRAIN_STEPS")
+        run_records.write(run, trainer, start.resolved_config, step=step, changed=bool(changes))
+        run.remove("DONE")
+
+        # -- Metrics: what was written after the restored step is cut back ----------------------------------------
+        writers = AsyncWriters([make(run) for make in self.writers])
+        stack.callback(writers.close)
+        writers.truncate(step)
+
+        # -- Clips: the stream starts at the next global example --------------------------------------------------
+        batch_sharding = self.partitioner.batch_sharding(trainer.mesh)
+        slots = partitioning.local_slots(batch_sharding, self.batch_size)
+        stream = stack.enter_context(self.data.train_stream(batch_size=self.batch_size, slots=slots, start=position))
+        if restored:
+            self.data.check_fingerprint(restored.data["fingerprint"], stream.fingerprint, restored.source)
+        evaluator = Evaluator(trainer, self.data, run, self.batch_size, self.eval_examples, self.preview_examples)
+
+        def next_batch() -> dict[str, jax.Array]:
+            host = next(stream)
+            counters["bad_clips"] += int((host.pop("bad") != 0).sum())
+            return partitioning.put_batch(host, slots, batch_sharding, self.batch_size)
+
+        def stream_state() -> dict[str, Any]:
+            return {"next_example": position, "fingerprint": stream.fingerprint}
+
+        counters: collections.Counter[str] = collections.Counter()
+        progress = stack.enter_context(Progress(total_steps=self.total_steps, batch_size=self.batch_size, start_step=step))
+
+        # -- Compile, with the first batch already on its way -----------------------------------------------------
+        batch = next_batch()
+        compile_started = time.perf_counter()
+        with device_memory_errors(self):
+            train_step = trainer.jit_train_step().lower(state, batch).compile()
+        say(f"compiled the step in {time.perf_counter() - compile_started:.1f} s")
+        progress.begin()
+
+        # -- The loop ----------------------------------------------------------------------------------------------
+        pending: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
+
+        def drain(leave: int) -> None:
+            """Fetches metrics of finished steps, until at most ``leave`` steps are in flight."""
+            while len(pending) > leave:
+                done_step, device_metrics = pending.popleft()
+                with device_memory_errors(self):
+                    jax.block_until_ready(device_metrics)
+                progress.step_done(done_step)
+                if done_step % self.log_period and done_step != self.total_steps:
+                    continue
+                metrics = {f"train/{name}": float(value) for name, value in jax.device_get(device_metrics).items()}
+                metrics |= {"data/bad_clips": float(counters["bad_clips"]), **progress.rates()}
+                check_finite(metrics["train/loss"], done_step, run)
+                writers.write(done_step, metrics)
+                progress.show(metrics)
+
+        with jax.transfer_guard("disallow"):
+            while step < self.total_steps:
+                with device_memory_errors(self):
+                    state, metrics = train_step(state, batch)
+                step, position = step + 1, position + self.batch_size
+                pending.append((step, metrics))
+                last = step == self.total_steps
+                if not last:
+                    with progress.waiting_for_data(lambda: pending[-1][1]["loss"].is_ready()):
+                        batch = next_batch()
+                drain(leave=0 if last else STEPS_IN_FLIGHT - 1)
+                if lease.lost:
+                    raise UserError(f"another trainer took over {run.path}; this one ends without writing more")
+                saver.save(step, state, stream_state(), force=last or bool(stop))
+                if stop:
+                    break
+                if last or (self.eval_period and step % self.eval_period == 0):
+                    drain(leave=0)
+                    with progress.paused():
+                        metrics = evaluator.evaluate(state, step, stop)
+                    if metrics:
+                        writers.write(step, metrics)
+                        progress.show(metrics)
+
+        # -- The end -----------------------------------------------------------------------------------------------
+        drain(leave=0)
+        saver.save(step, state, stream_state(), force=True)
+        saver.wait()
+        writers.flush()
+        if stop and step < self.total_steps:
+            say(f"{stop.signal_name}: saved at step {step} of {self.total_steps}; the same command goes on from there")
+            return exits.RUN_AGAIN
+        say(f"backbone: {evaluator.export(state, step)}")
+        run.write_text("DONE", f"{step}\n")
+        say(f"done: step {step}, {run.path}")
+        return exits.DONE
+
+    def _initial_state(self, trainer: Trainer, saver: Checkpoints) -> tuple[Any, checkpoints.Restored | None]:
+        """The newest checkpoint of this run, else the initial checkpoint, else a fresh state (and None)."""
+        if (latest := saver.latest_step()) is not None:
+            restored = saver.restore(latest, trainer.abstract_state)
+        elif self.restore.path:
+            restored = checkpoints.restore_initial(self.restore, trainer.abstract_state)
+        else:
+            with device_memory_errors(self):
+                return trainer.init_state(), None
+        return restored.state, restored
+
+
+def check_finite(loss: float, step: int, run: RunFolder) -> None:
+    """Ends the run when the loss is no number; parameters of such a step are of no use."""
+    if not np.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss} at step {step}: lower --gin.AdamW.learning_rate, or start from an earlier checkpoint of "
+            f"{run.path} in a new --model_dir (--gin.INITIAL_CHECKPOINT_PATH)"
+        )
+
+
+@contextlib.contextmanager
+def device_memory_errors(run: Run):
+    """Turns a device out of memory into one line; other errors pass."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"out of device memory with batch {run.batch_size} in {run.microbatches} microbatch(es) ({first_line}): lower "
+            "--gin.BATCH_SIZE, raise --gin.MICROBATCHES, use --gin.REMAT=full, or a mesh with more devices on 'data'"
+        ) from None
+
+
+def say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,84 @@
+"""``scaling4d train``: flags in, a run out.
+
+Responsible for: the command's flags, the names gin files may use, and building the run they describe. Not responsible
+for: gin's rules (``config.py``) or the run itself (``train.py``).
+"""
+
+import sys
+
+HELP = """usage: scaling4d train --gin_file=FILE [--gin_file=FILE …] [--model_dir=DIR] [--gin.NAME=VALUE …]
+
+Pretrains a model. The same command started again resumes from the newest checkpoint in the run folder.
+
+  --gin_file=FILE           a shipped recipe (pretrain/tiny.gin) or a path; later files win over earlier ones
+  --gin.NAME=VALUE          sets a macro (--gin.TRAIN_STEPS=100) or a parameter (--gin.AdamW.learning_rate=1e-3)
+  --gin_search_paths=A,B    more folders to look for gin files in
+  --model_dir=DIR           the run folder; the same as --gin.MODEL_DIR=DIR
+  --dry_run                 print mesh, parameters, batch, steps, what would be restored, disk and memory; train nothing
+  --show_batch              write the first augmented batch, visible patches outlined, as mp4; train nothing
+  --allow_config_changes    resume although the configuration changed in a way that changes what is learned
+  --lease_stale_s=60        seconds without a heartbeat after which another trainer's claim on the run folder is void
+
+Shipped recipes: {recipes}
+
+Exit codes: 0 done; 42 saved on request, run the same command again; 1 an error; 130 ended by a second Ctrl-C.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Runs ``scaling4d train``; returns its exit code."""
+    if not argv or "-h" in argv or "--help" in argv:
+        print(HELP.format(recipes=", ".join(_recipes())))
+        return 0
+    from scaling4d import config, configurables, exits
+    from scaling4d.errors import UserError
+
+    gin_files, bindings, search_paths, rest = config.parse_flags(argv)
+    options = {"dry_run": False, "show_batch": False, "allow_config_changes": False, "lease_stale_s": 60.0}
+    for flag in rest:
+        name, equals, value = flag.removeprefix("--").partition("=")
+        if name == "model_dir" and equals:
+            bindings.append(f"MODEL_DIR={value}")
+        elif name == "lease_stale_s" and equals:
+            options[name] = _seconds(flag, value)
+        elif flag.startswith("--") and not equals and isinstance(options.get(name), bool):
+            options[name] = True
+        else:
+            raise UserError(f"unknown flag '{flag}'; see scaling4d train --help")
+    configurables.register()
+    config.parse(gin_files, bindings, search_paths, roots=["train"])
+    run = configurables.build_run()
+    if options["dry_run"]:
+        from scaling4d import dry_run
+
+        dry_run.report(run)
+        return exits.DONE
+    if options["show_batch"]:
+        from scaling4d import dry_run
+
+        dry_run.show_batch(run)
+        return exits.DONE
+    from scaling4d.train import Start
+
+    start = Start(config.resolved_config(), options["allow_config_changes"], options["lease_stale_s"])
+    return run.start(start)
+
+
+def _seconds(flag: str, value: str) -> float:
+    from scaling4d.errors import UserError
+
+    try:
+        return float(value)
+    except ValueError:
+        raise UserError(f"'{flag}' is not a number of seconds") from None
+
+
+def _recipes() -> list[str]:
+    import importlib.resources
+
+    folder = importlib.resources.files("scaling4d.gin_configs") / "pretrain"
+    return sorted(f"pretrain/{file.name}" for file in folder.iterdir() if file.name.endswith(".gin"))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
