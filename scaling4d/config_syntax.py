@@ -128,7 +128,7 @@ def find_file(name: str, beside: str, search_paths: Sequence[str]) -> epath.Path
         if candidate.exists() and not candidate.is_dir():
             return candidate
     known = []
-    for root in [*map(epath.Path, search_paths), package]:
+    for root in roots[not beside :]:  # the current directory may hold anything
         for folder in (root, *sorted(p for p in root.iterdir() if p.is_dir())) if root.is_dir() else ():
             known += [os.path.relpath(file, root) for file in folder.glob("*.gin")]
     hint = did_you_mean(name, known)
@@ -153,7 +153,7 @@ def flag_binding(text: str) -> Binding:
         value = parse_value(given)
     except SyntaxError as error:
         if given[0] in "@%\"'([{":
-            raise UserError(f"{place}={given}: not a gin value ({error.msg})") from error
+            raise UserError(f"{place}={given}: not a gin value ({_last_line(error.msg)})") from error
         bare = True
     return Binding(scope, selector, parameter, value, place, text=given, bare=bare)
 
@@ -246,10 +246,15 @@ def _statements(text: str, name: str) -> Iterator[Any]:
     except SyntaxError as error:
         line = getattr(error, "lineno", None)
         content = (error.text or "").strip()
-        raise UserError(f"{name}:{line}: gin syntax error: {error.msg} in '{content}'") from error
+        raise UserError(f"{name}:{line}: gin syntax error: {_last_line(error.msg)} in '{content}'") from error
     except tokenize.TokenError as error:
         message, (line, _) = error.args
         raise UserError(f"{name}:{line}: gin syntax error: {message}") from error
+
+
+def _last_line(message: str) -> str:
+    """gin puts what went wrong inside Python first and what it was doing last."""
+    return message.strip().splitlines()[-1].strip()
 
 
 def _read_file(path: epath.Path, search_paths: Sequence[str], source: Source, parents: tuple[str, ...]) -> None:
@@ -290,6 +295,7 @@ def _add(statement: Any, name: str, source: Source) -> None:
 def _split_key(key: str, place: str) -> tuple[str, str, str]:
     scope, selector, parameter = config_parser.parse_binding_key(key) if key and key[0] != "%" else ("", "", "")
     parts = [*(scope.split("/") if scope else []), *selector.split("."), *([parameter] if parameter else [])]
-    if not all(config_parser.IDENTIFIER_RE.match(part) for part in parts):
+    is_whole = binding_name(scope, selector, parameter) == key
+    if not is_whole or not all(config_parser.IDENTIFIER_RE.match(part) for part in parts):
         raise UserError(f"{place}: not a name; write --gin.NAME=VALUE or --gin.CONFIGURABLE.PARAMETER=VALUE")
     return (scope, selector, parameter) if parameter else ("", binding_name(scope, selector, ""), "")

@@ -201,12 +201,12 @@ def _fit_reference(reference: Reference, annotation: Any) -> Any:
         return reference
     result = target if inspect.isclass(target) else _returned_class(target)
     if kind is collections.abc.Callable:
-        if result is not None and not callable(getattr(result, "__call__", None)):  # noqa: B004  a class's instances
+        if result is not None and not any("__call__" in vars(base) for base in result.__mro__):
             raise TypeMismatch(f"{describe(annotation)}; write @{reference.name} without brackets")
         return reference
-    if result is None or not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
-        return reference
-    if not issubclass(result, kind) and not (kind is float and result is int):
+    kinds = tuple(map(type, typing.get_args(annotation))) if kind is typing.Literal else (kind,)
+    is_known = all(isinstance(one, type) and not getattr(one, "_is_protocol", False) for one in kinds)
+    if result is not None and is_known and not issubclass(result, kinds) and (result, kind) != (int, float):
         raise TypeMismatch(f"{describe(annotation)}; @{reference.name}() is {result.__name__}")
     return reference
 
@@ -214,7 +214,7 @@ def _fit_reference(reference: Reference, annotation: Any) -> Any:
 def _returned_class(function: Any) -> type | None:
     annotation = _resolve(getattr(function, "__annotations__", {}).get("return"), _globals(function), {})
     kind = typing.get_origin(annotation) or annotation
-    return kind if isinstance(kind, type) and not getattr(kind, "_is_protocol", False) else None
+    return kind if isinstance(kind, type) and not is_loose(kind) and not getattr(kind, "_is_protocol", False) else None
 
 
 def _parameters(wrapped: Any) -> tuple[dict[str, Parameter], bool]:

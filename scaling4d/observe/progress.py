@@ -45,7 +45,7 @@ class Status:
 
 
 def format_status(status: Status) -> str:
-    """``step 9/99 | loss 0.0123 | held-out 0.0150 (0.93 of mean color) | 85.0 clips/s | data wait 3% | 2m 35s left``."""
+    """``step 9/99 | loss 0.0123 | held-out 0.0150 (0.93 of mean color) | 85.0 clips/s | data wait 3% | 42s left``."""
     parts = [f"step {status.step}/{status.total_steps}"]
     if status.loss is not None:
         parts.append(f"loss {format_number(status.loss)}")
@@ -164,7 +164,7 @@ class Progress:
             self._paused_s += pause
 
     def rates(self) -> dict[str, float]:
-        """Of the time since the last call: ``speed/clips_per_s``, ``speed/steps_per_s``, ``speed/data_wait`` (0 to 1)."""
+        """Since the last call: ``speed/clips_per_s``, ``speed/steps_per_s`` and ``speed/data_wait`` (0 to 1)."""
         window, self._window = self._window, _Window(self._status.step)
         steps = self._status.step - window.start_step
         if not steps or window.busy_s <= 0:

@@ -5,6 +5,7 @@ on without a network: then W&B keeps files in ``MODEL_DIR/wandb`` for a later ``
 W&B already received; it cannot be cut back, and W&B itself ignores a step that it has.
 """
 
+import netrc
 import os
 import secrets
 import socket
@@ -52,7 +53,7 @@ class WandbWriter(MetricWriter):
             resume="allow",
             dir=tempfile.mkdtemp(prefix="wandb-") if folder.is_bucket else str(folder),
             config=config,
-            mode=_mode(wandb),
+            mode=_mode(),
             settings=wandb.Settings(console="off"),
         )
 
@@ -69,16 +70,27 @@ class WandbWriter(MetricWriter):
         self._run.finish()
 
 
-def _mode(wandb: Any) -> str | None:
-    """None leaves the choice to ``WANDB_MODE``; otherwise offline unless there is a key and the server answers."""
+def _mode() -> str | None:
+    """None leaves the choice to ``WANDB_MODE``; otherwise offline unless there is a key and the server answers.
+
+    Left to itself W&B asks for a key on a terminal, and waits a minute and a half for a server that is not there.
+    """
     if os.environ.get("WANDB_MODE"):
         return None
-    if not wandb.api.api_key:
-        return "offline"
     server = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    port = server.port or (80 if server.scheme == "http" else 443)
+    host, port = server.hostname or "", server.port or (80 if server.scheme == "http" else 443)
+    if not (os.environ.get("WANDB_API_KEY") or _netrc_has(host)):
+        return "offline"
     try:
-        socket.create_connection((server.hostname or "", port), timeout=_CONNECT_S).close()
+        socket.create_connection((host, port), timeout=_CONNECT_S).close()
     except OSError:
         return "offline"
     return "online"
+
+
+def _netrc_has(host: str) -> bool:
+    """True if ``wandb login`` left a key, which it keeps in the netrc file."""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
