@@ -90,8 +90,9 @@ class SimpleMAE:
 
         clip_errors = errors.mean(axis=(1, 2))
         loss = mean(self._masked_mean(errors, visible) if self.loss_on == "masked" else clip_errors)
-        logits = jnp.stack([layer.max(axis=0) for layer in jax.tree.leaves(sown)])
-        metrics = {"loss": loss, "max_logit": jnp.max(jnp.where(weight > 0, logits, -jnp.inf))}
+        logits = jnp.concatenate(jax.tree.leaves(sown))  # [layer, example]
+        largest = jnp.max(jnp.where(weight > 0, logits, -jnp.inf))
+        metrics = {"loss": loss, "max_logit": jnp.where(jnp.any(weight > 0), largest, 0.0)}
         if not self.normalize_targets:
             means, deviations = baselines.patch_colors(video, self.model.patch)
             nearest = baselines.nearest_visible_error(means, deviations, visible, self.model.patch_grid)
