@@ -5,6 +5,7 @@ responsible for: what is shown (``objectives/``) or when (``evaluation.py``). En
 install.
 """
 
+import fractions
 from collections.abc import Mapping, Sequence
 
 import av
@@ -110,7 +111,7 @@ def encode_png(picture: np.ndarray) -> bytes:
     """A PNG file of uint8 [height, width, 3]."""
     encoder = av.CodecContext.create("png", "w")
     encoder.height, encoder.width = picture.shape[:2]
-    encoder.pix_fmt, encoder.time_base = "rgb24", 1
+    encoder.pix_fmt, encoder.time_base = "rgb24", fractions.Fraction(1)
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
     return b"".join(bytes(packet) for packet in (*encoder.encode(frame), *encoder.encode(None)))
 

@@ -84,8 +84,7 @@ def render(scene: Scene, frames: int, height: int, width: int, fps: float = 24.0
         object_moves=np.array([False, *(body.path.moves for body in scene.bodies)]),
         intrinsics=np.broadcast_to(intrinsics, (frames, 3, 3)).astype(np.float32),
         world_to_camera=np.stack([moment.world_to_camera for moment in moments]).astype(np.float32),
-        # The queries depend on the scene alone, which the position of its lamp identifies.
-        tracks=follow(scene, moments, intrinsics, height, width, tracks, np.random.default_rng(0)),
+        tracks=follow(scene, moments, intrinsics, height, width, tracks, np.random.default_rng(scene.query_seed)),
     )
 
 

@@ -50,6 +50,7 @@ class Scene:
       bodies: ids 1.. in pictures; the room is id 0.
       camera: its path; ``camera_kind`` names it.
       focal: [2] focal lengths (x, y) in units of the image width.
+      query_seed: of the points that are followed.
     """
 
     low: np.ndarray
@@ -60,6 +61,7 @@ class Scene:
     camera: CameraPath
     camera_kind: str
     focal: np.ndarray
+    query_seed: int
 
     def at(self, time: float) -> Moment:
         """Poses at a time in seconds."""

@@ -11,20 +11,22 @@ World axes: x to the right, y along the room, z up, origin on the floor; meters 
 """
 
 import colorsys
-import dataclasses
+from typing import TypeVar
 
 import numpy as np
 
-from scaling4d.synth4d.bodies import Body
+from scaling4d.synth4d.bodies import Body, Shape
+from scaling4d.synth4d.floor_plan import Capsule
 from scaling4d.synth4d.motion import BodyPath, CameraPath, axis_angle
 from scaling4d.synth4d.scene import Light, Scene
-from scaling4d.synth4d.textures import Texture
+from scaling4d.synth4d.textures import Kind, Texture
 
 _CAMERA_KINDS = ("static", "turning", "orbit", "orbit", "dolly", "dolly")
 _CAMERA_CLEARANCE = 0.6  # meters between the camera's path and any body
 _GAP = 0.05  # meters between the reserved parts of the floor
 # More warm colors and blues than greens and purples, as indoors.
 _HUE_SHARES, _HUES = (0.0, 0.36, 0.5, 0.88, 1.0), (0.0, 0.16, 0.4, 0.66, 1.0)
+_T = TypeVar("_T")
 _UP = np.array([0.0, 0.0, 1.0])
 
 
@@ -42,7 +44,7 @@ class _Builder:
         self.low, self.high = np.array([-width / 2, 0.0, 0.0]), np.array([width / 2, length, height])
         self.hue = rng.random()
         self.field_of_view = np.deg2rad(self.between(56, 70))
-        self.reserved: list[_Capsule] = []
+        self.reserved: list[Capsule] = []
         self.bodies: list[Body] = []
 
     def scene(self) -> Scene:
@@ -65,16 +67,20 @@ class _Builder:
             camera=camera,
             camera_kind=kind,
             focal=np.array([focal, focal * self.between(0.96, 1.04)]),
+            query_seed=int(self.rng.integers(2**31)),
         )
 
     def between(self, low: float, high: float) -> float:
         return float(self.rng.uniform(low, high))
 
+    def pick(self, options: tuple[_T, ...]) -> _T:
+        return options[self.rng.integers(len(options))]
+
     def sign(self) -> float:
-        return float(self.rng.choice((-1.0, 1.0)))
+        return self.pick((-1.0, 1.0))
 
     def camera(self) -> tuple[str, CameraPath]:
-        kind = str(self.rng.choice(_CAMERA_KINDS))
+        kind = self.pick(_CAMERA_KINDS)
         half_width = self.high[0]
         place = np.array([self.between(-0.25, 0.25) * half_width, self.between(1.0, 1.6), self.between(1.2, 1.9)])
         target = np.array([self.between(-0.5, 0.5), 0.55 * self.high[1], self.between(0.7, 1.1)])
@@ -113,14 +119,14 @@ class _Builder:
         faces = [self.wall(axis, hues[face], values[face]) for face, axis in enumerate((0, 0, 1, 1))]
         wooden = self.rng.random() < 0.5
         first = self.color(self.between(0.14, 0.24) if wooden else self.hue + 0.5, (0.4, 0.75), (0.28, 0.5))
-        kind = str(self.rng.choice(("plain", "checker", "noise", "stripes")))
+        kind: Kind = self.pick(("plain", "checker", "noise", "stripes"))
         direction = np.eye(3)[self.rng.integers(0, 2)]
         floor = self.texture(kind, first, first * self.between(0.65, 0.8), self.between(1.8, 3.0), direction)
         ceiling = self.texture("plain", self.color(self.hue, (0.03, 0.15), (0.9, 1.0)), np.zeros(3), 1.0, np.zeros(3))
         return (*faces, floor, ceiling)
 
     def wall(self, axis: int, hue: float, value: float) -> Texture:
-        kind = str(self.rng.choice(("plain", "plain", "gradient", "noise", "stripes")))
+        kind: Kind = self.pick(("plain", "plain", "gradient", "noise", "stripes"))
         first = self.color(hue, (0.2, 0.58), (value - 0.1, value))
         second = first * self.between(0.72, 0.88)
         if kind == "gradient":
@@ -131,7 +137,7 @@ class _Builder:
         return self.texture(kind, first, second, self.between(*spans[kind]), direction)
 
     def texture(
-        self, kind: str, first: np.ndarray, second: np.ndarray, period: float, direction: np.ndarray
+        self, kind: Kind, first: np.ndarray, second: np.ndarray, period: float, direction: np.ndarray
     ) -> Texture:
         """A texture with features of about ``period`` meters."""
         if kind == "noise":
@@ -145,13 +151,13 @@ class _Builder:
         phases = np.zeros(1) if kind == "gradient" else self.rng.random(len(waves))
         return Texture(kind=kind, first=first, second=second, waves=waves, phases=phases)
 
-    def body_texture(self, shape: str, size: float) -> Texture:
+    def body_texture(self, shape: Shape, size: float) -> Texture:
         """A texture for a body with a half size of ``size`` meters."""
         hue = self.rng.random()
         first = self.color(hue, (0.6, 0.95), (0.7, 1.0))
         second = self.color(hue + self.between(0.1, 0.9), (0.1, 0.6), (0.8, 1.0))
-        figures = ("stripes", "checker") if shape == "box" else ("segments", "segments")
-        kind = str(self.rng.choice(("plain", "plain", "gradient", "noise", *figures)))
+        figures: tuple[Kind, Kind] = ("stripes", "checker") if shape == "box" else ("segments", "segments")
+        kind: Kind = self.pick(("plain", "plain", "gradient", "noise", *figures))
         if kind == "segments":
             rings = self.between(0.6, 0.9) / (2 * size) if self.rng.random() < 0.3 else 0.0
             return Texture("segments", first, second, slices=int(self.rng.integers(2, 5)), rings=rings)
@@ -176,9 +182,9 @@ class _Builder:
             ahead = self.between(1.2 + radius, max(farthest, 1.3 + radius))
             aside = self.between(-0.75, 0.75) * ahead * np.tan(self.field_of_view / 2)
             spot = place + ahead * towards + aside * across
-            wanted = _Capsule(spot - travel, spot + travel, radius)
+            wanted = Capsule(spot - travel, spot + travel, radius)
             inside = (spot >= self.low[:2] + margin).all() and (spot <= self.high[:2] - margin).all()
-            clear = wanted.gap(_Capsule(place - camera.sway[:2], place + camera.sway[:2], 0.0)) > _CAMERA_CLEARANCE
+            clear = wanted.gap(Capsule(place - camera.sway[:2], place + camera.sway[:2], 0.0)) > _CAMERA_CLEARANCE
             if inside and clear and all(wanted.gap(other) > _GAP for other in self.reserved):
                 self.reserved.append(wanted)
                 return spot
@@ -186,8 +192,8 @@ class _Builder:
 
     def mover(self, camera: CameraPath) -> None:
         """A body that slides, circles, bounces or floats while it turns."""
-        shape = str(self.rng.choice(("sphere", "sphere", "box", "cylinder")))
-        kind = str(self.rng.choice(("slide", "circle", "bounce", "float")))
+        shape: Shape = self.pick(("sphere", "sphere", "box", "cylinder"))
+        kind = self.pick(("slide", "circle", "bounce", "float"))
         size = self.between(0.5, 0.8)
         half = (size, size, size)
         if shape == "box":
@@ -237,7 +243,7 @@ class _Builder:
 
     def furniture(self, camera: CameraPath) -> None:
         """A body that stands on the floor."""
-        shape = str(self.rng.choice(("box", "box", "cylinder", "sphere")))
+        shape: Shape = self.pick(("box", "box", "cylinder", "sphere"))
         size = self.between(0.4, 0.7)
         half = (size, size * self.between(0.6, 1.0), self.between(0.4, 1.1))
         if shape == "sphere":
@@ -253,7 +259,7 @@ class _Builder:
 
     def flat_thing(self) -> None:
         """A picture or a door on a wall, or a rug: a few centimeters thick, so it reserves nothing."""
-        kind = str(self.rng.choice(("picture", "picture", "door", "rug")))
+        kind = self.pick(("picture", "picture", "door", "rug"))
         if kind == "rug":
             half = (self.between(0.8, 1.4), self.between(0.8, 1.6), 0.01)
             center = np.array([self.between(-1, 1), self.between(0.45, 0.7) * self.high[1], half[2]])
@@ -277,36 +283,3 @@ class _Builder:
         sizes = np.array(half)
         if all((np.abs(other.path.center - center) > np.array(other.half_size) + sizes).any() for other in self.bodies):
             self.bodies.append(Body("box", half, texture, BodyPath(center), casts_shadow=False))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Capsule:
-    """All places on the floor within ``radius`` of the line from ``start`` [2] to ``end`` [2], meters."""
-
-    start: np.ndarray
-    end: np.ndarray
-    radius: float
-
-    def gap(self, other: "_Capsule") -> float:
-        """Meters between two capsules; negative where they overlap."""
-        lines = ((self.start, self.end), (other.start, other.end))
-        if _cross(*lines):
-            return -self.radius - other.radius
-        ends = [_distance(point, *lines[1 - index]) for index in (0, 1) for point in lines[index]]
-        return min(ends) - self.radius - other.radius
-
-
-def _distance(point: np.ndarray, start: np.ndarray, end: np.ndarray) -> float:
-    along = end - start
-    share = np.clip((point - start) @ along / max(along @ along, 1e-12), 0, 1)
-    return float(np.linalg.norm(point - start - share * along))
-
-
-def _cross(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> bool:
-    """Whether two line segments properly cross: each one's ends lie on different sides of the other."""
-
-    def side(line: tuple[np.ndarray, np.ndarray], point: np.ndarray) -> float:
-        along, away = line[1] - line[0], point - line[0]
-        return along[0] * away[1] - along[1] * away[0]
-
-    return side(first, second[0]) * side(first, second[1]) < 0 and side(second, first[0]) * side(second, first[1]) < 0

@@ -9,7 +9,7 @@ writes ``videos/scene-00000.mp4`` ... and ``videos/ground_truth/scene-00000.npz`
 """
 
 import argparse
-import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import dataclasses
 import io
@@ -182,6 +182,8 @@ def _run(folder: pathlib.Path, settings: WriteSettings, missing: Sequence[int], 
         try:
             for task in concurrent.futures.as_completed(tasks):
                 yield task.result()
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise UserError(f"a rendering process was killed; use fewer than {workers} (--workers)") from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -216,9 +218,13 @@ def _write_one(folder: pathlib.Path, settings: WriteSettings, index: int) -> int
 
 def _put(path: pathlib.Path, content: bytes) -> None:
     """Write aside, then rename, so that a file of this name is always whole."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    aside.write_bytes(content)
-    os.replace(aside, path)
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        aside.write_bytes(content)
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}; name another folder (--output)") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

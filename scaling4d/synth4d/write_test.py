@@ -1,5 +1,9 @@
 """Folders of videos: what is in them, restarting, refusing, and reading the ground truth back."""
 
+import errno
+import os
+import signal
+
 import av
 import numpy as np
 import pytest
@@ -70,6 +74,28 @@ def test_a_failed_write_leaves_no_video(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write.write_videos(tmp_path, 1, 0, **SMALL)
     assert not list(tmp_path.glob("*.mp4"))
+
+
+def test_a_full_disk_is_one_message_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    write.write_videos(tmp_path, 1, 0, **SMALL)
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(write.os, "replace", full)
+    with pytest.raises(UserError, match="scene-00001.npz: No space left on device"):
+        write.write_videos(tmp_path, 2, 0, **SMALL)
+    assert len(names(tmp_path)) == 3
+
+
+def test_a_killed_process_is_one_message(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "_write_one", _die)
+    with pytest.raises(UserError, match="--workers"):
+        write.write_videos(tmp_path, 4, 0, **{**SMALL, "workers": 2})
+
+
+def _die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
