@@ -22,7 +22,7 @@ def report(run: Run) -> None:
     trainer = run.trainer()
     folder = RunFolder(run.model_dir)
     state_bytes = checkpoints.state_bytes(trainer.abstract_state)
-    train_clips, held_out_clips = run.data.num_train(), run.data.num_held_out()
+    train_clips, held_out_clips = run.data.num_clips("train"), run.data.num_clips("validation")
     examples = run.total_steps * run.batch_size
     rows = {
         "run folder": str(folder.path),
@@ -45,7 +45,7 @@ def report(run: Run) -> None:
 def would_restore(run: Run) -> str:
     """What a start would take its state from."""
     folder = RunFolder(run.model_dir)
-    steps = sorted(int(name) for name in folder.names("checkpoints") if name.isdigit())
+    steps = sorted(int(name) for name in folder.glob("checkpoints/*") if name.isdigit())
     if steps:
         return f"{folder.path / 'checkpoints' / str(steps[-1])}"
     return run.restore.path or "nothing: from scratch"
@@ -106,9 +106,7 @@ def show_batch(run: Run) -> None:
     slots = partitioning.local_slots(sharding, run.batch_size)
     with run.data.train_stream(batch_size=run.batch_size, slots=slots, start=0) as stream:
         host = next(stream)
-    batch = {name: host[name] for name in ("video", "index")}
-    with trainer.context():
-        videos = jax.device_get(jax.jit(run.objective.outlined)(batch))
+    videos = run.objective.outlined({name: host[name] for name in ("video", "index")})
     name = "previews/first-batch.mp4"
-    previews.write_grid(folder, name, np.asarray(videos))
+    previews.write_grid(folder, name, videos)
     say(f"{len(videos)} clips of the first batch, visible patches outlined: {folder.file(name)}")

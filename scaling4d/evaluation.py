@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from scaling4d import partitioning
+from scaling4d import partitioning, run_records
 from scaling4d.data.clip_data import ClipData
 from scaling4d.export import released
 from scaling4d.observe import previews
@@ -33,7 +33,7 @@ class Evaluator:
         self._batch_size = batch_size
         self._sharding = trainer.partitioner.batch_sharding(trainer.mesh)
         self._slots = partitioning.local_slots(self._sharding, batch_size)
-        self._examples = min(examples, data.num_held_out())
+        self._examples = min(examples, data.num_clips("validation"))
         self._preview_examples = min(preview_examples, batch_size, self._examples)
         self._eval_step = trainer.jit_eval_step()
         self._previews = trainer.jit_previews()
@@ -66,10 +66,7 @@ class Evaluator:
     def export(self, state: Any, step: int) -> str:
         """Writes the backbone in the released layout; returns its path."""
         arrays = self._trainer.objective.backbone_arrays(jax.device_get(_averaged(state)))
-        name = f"exports/backbone-{step}.npz"
-        with self._run.replacing(name) as file:
-            released.save_npz(file, arrays)
-        return str(self._run.file(name))
+        return released.save_backbone(self._run, step, arrays, run_records.model_json(self._trainer) | {"step": step})
 
 
 def combine(parts: list[dict[str, np.ndarray]]) -> dict[str, float]:

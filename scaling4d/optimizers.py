@@ -47,11 +47,15 @@ class ConstantCooldown:
 
     def build(self, peak: float, total_steps: int) -> optax.Schedule:
         _check_fits("warmup_steps + cooldown_steps", self.warmup_steps + self.cooldown_steps, total_steps)
-        warmup = optax.linear_schedule(0.0, peak, max(1, self.warmup_steps))
-        cooldown = optax.linear_schedule(peak, 0.0, max(1, self.cooldown_steps))
-        if not self.cooldown_steps:
-            return warmup  # linear_schedule stays at its end value
-        return optax.join_schedules([warmup, cooldown], [total_steps - self.cooldown_steps])
+        parts = [optax.constant_schedule(peak)]
+        starts = []
+        if self.warmup_steps:
+            parts.insert(0, optax.linear_schedule(0.0, peak, self.warmup_steps))
+            starts.append(self.warmup_steps)
+        if self.cooldown_steps:
+            parts.append(optax.linear_schedule(peak, 0.0, self.cooldown_steps))
+            starts.append(total_steps - self.cooldown_steps)
+        return optax.join_schedules(parts, starts)
 
 
 @dataclasses.dataclass(frozen=True)

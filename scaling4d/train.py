@@ -210,7 +210,7 @@ class Run:
                         batch = next_batch()
                 drain(leave=0 if last else STEPS_IN_FLIGHT - 1)
                 if lease.lost:
-                    raise UserError(f"another trainer took over {run.path}; this one ends without writing more")
+                    raise UserError(f"{lease.lost_because}; this trainer ends without writing more")
                 saver.save(step, state, stream_state(), force=last or bool(stop))
                 if stop:
                     break

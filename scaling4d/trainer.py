@@ -76,7 +76,7 @@ class Trainer:
         """Shapes, dtypes and shardings of the state: the target of a restore."""
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            nn.unbox(self.boxed_state),
+            unboxed(self.boxed_state),
             self.state_shardings,
         )
 
@@ -93,7 +93,7 @@ class Trainer:
     def init_state(self) -> TrainState:
         """A fresh state, each device making only its own shards."""
         with self.context():
-            return jax.jit(lambda: nn.unbox(self._create()), out_shardings=self.state_shardings)()
+            return jax.jit(lambda: unboxed(self._create()), out_shardings=self.state_shardings)()
 
     def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One optimizer step. Metrics hold the objective's, norms per group, and the learning rate."""
@@ -159,6 +159,15 @@ class Trainer:
             in_shardings=(self.state_shardings.params, self.partitioner.batch_sharding(self.mesh)),
             out_shardings=self.replicated,
         )
+
+
+def unboxed(tree: Any) -> Any:
+    """The arrays of a boxed tree. ``nn.unbox`` would also add constraints, by rules that ignore what does not divide."""
+    return jax.tree.map(lambda leaf: leaf.value if _is_boxed(leaf) else leaf, tree, is_leaf=_is_boxed)
+
+
+def _is_boxed(leaf: Any) -> bool:
+    return isinstance(leaf, nn.LogicallyPartitioned)
 
 
 def _combine(name: str, total: jax.Array, weight: jax.Array, value: jax.Array) -> jax.Array:

@@ -32,6 +32,9 @@ class Objective(Protocol):
     def previews(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """uint8 videos ``[batch, time, height, width, 3]`` to look at, in the order of their rows."""
 
+    def outlined(self, batch: Batch) -> np.ndarray:
+        """The batch's clips, uint8 ``[batch, time, height, width, 3]``, what the model may see of them outlined."""
+
     def flops_per_example(self) -> float:
         """Floating-point operations of forward and backward pass for one example, a product and a sum being two."""
 

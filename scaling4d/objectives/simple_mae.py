@@ -152,6 +152,12 @@ class SimpleMAE:
             "reconstruction": patches.unfold(blocks, self.model.decoder_grid, self.model.coarse_block),
         }
 
+    def outlined(self, batch: Batch) -> np.ndarray:
+        """See ``Objective.outlined``: a line around every visible patch."""
+        from scaling4d.observe import previews
+
+        return np.asarray(previews.outline_visible(batch["video"], self.visible(batch["index"]), self.model.patch))
+
     def flops_per_example(self) -> float:
         """Three times the forward pass; products only (a multiply-add is 2), no recomputation counted.
 
