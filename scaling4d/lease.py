@@ -238,7 +238,7 @@ def _holder(text: str) -> Holder:
     try:
         return Holder(**json.loads(text))
     except (ValueError, TypeError):  # not ours: an unreadable lease can only be watched until it stands still
-        return Holder(identity="", host="an unknown host", boot_id="", pid=0, pid_namespace="", process_start=0)
+        return Holder("", "an unknown host", boot_id="", pid=0, pid_namespace="", process_start=0, heartbeat_s=0.0)
 
 
 def _describe(text: str) -> str:
