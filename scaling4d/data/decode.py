@@ -13,6 +13,7 @@ for a clip of 16 x 224 x 224 where converting whole frames first takes 13.3 to 1
 
 import io
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -145,30 +146,37 @@ def decode_clip(data: bytes, stored: int, settings: ClipSettings, draws: Draws) 
     for place, number in enumerate(window):
         places.setdefault(number, []).append(place)
     out = np.empty((settings.frames, settings.size, settings.size, 3), np.uint8)
-    try:
-        with av.open(io.BytesIO(data), format="mp4") as container:
-            crop = None
-            for number, frame in _frames_from(container, window[0]):
-                if number in places:
-                    if crop is None:
-                        crop = crop_box(frame.width, frame.height, settings, draws)
-                        width, height = frame.width, frame.height
-                    if (frame.width, frame.height) != (width, height):
-                        raise BadClip("frames change size inside the clip")
-                    first, *more = places.pop(number)
-                    _pixels(frame, crop, out[first])
-                    for place in more:
-                        out[place] = out[first]
-                if not places:
-                    return out
-    # MemoryError, EOFError, IndexError and UnicodeDecodeError were all seen from PyAV on damaged files.
-    except (av.FFmpegError, MemoryError, EOFError, LookupError, ValueError, OSError, TypeError, OverflowError) as error:
-        raise BadClip(f"{type(error).__name__}: {error}") from error
+    crop = None
+    for number, frame in _frames_from(data, window[0]):
+        if number in places:
+            if crop is None:
+                crop = crop_box(frame.width, frame.height, settings, draws)
+                width, height = frame.width, frame.height
+            if (frame.width, frame.height) != (width, height):
+                raise BadClip("frames change size inside the clip")
+            first, *more = places.pop(number)
+            _pixels(frame, crop, out[first])
+            for place in more:
+                out[place] = out[first]
+        if not places:
+            return out
     raise BadClip(f"the video ends before frame {max(places)}; the record says {stored} frames")
 
 
-def _frames_from(container: av.container.InputContainer, first: int):
-    """Yields (frame number, frame) from the keyframe at or before frame ``first`` on."""
+def _frames_from(data: bytes, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yields (frame number, frame) from the keyframe at or before frame ``first`` on; raises BadClip."""
+    try:
+        with av.open(io.BytesIO(data), format="mp4") as container:
+            yield from _seek_and_decode(container, first)
+    except BadClip:
+        raise
+    # Only PyAV runs inside this block (a generator does not see its consumer's errors), and on damaged files it raises
+    # nearly anything: its own errors, IndexError, EOFError, UnicodeDecodeError, MemoryError, AttributeError.
+    except Exception as error:
+        raise BadClip(f"{type(error).__name__}: {error}") from error
+
+
+def _seek_and_decode(container: av.container.InputContainer, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
     if not container.streams.video:
         raise BadClip("no video stream")
     stream = container.streams.video[0]

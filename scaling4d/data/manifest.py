@@ -11,6 +11,8 @@ import pathlib
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import google_crc32c
+
 from scaling4d.data.records import ShardedRecords, decode_index
 from scaling4d.errors import UserError
 
@@ -111,10 +113,11 @@ def open_split(directory: pathlib.Path, manifest: Manifest, split: str) -> Shard
     for shard in manifest.splits[split].shards:
         index_path = directory / shard.index_name
         try:
-            offsets = decode_index(index_path.read_bytes(), str(index_path))
+            index = index_path.read_bytes()
         except OSError as error:
             raise UserError(f"{index_path} cannot be read: {error.strerror}; ingest the data set again") from error
-        if len(offsets) - 1 != shard.clips or int(offsets[-1]) != shard.bytes:
-            raise UserError(f"{index_path} belongs to another shard (the manifest says {shard.clips} clips)")
+        offsets = decode_index(index, str(index_path))
+        if f"{google_crc32c.value(index):08x}" != shard.index_crc32c:
+            raise UserError(f"{index_path} belongs to another shard or data set (its CRC is not that of the manifest)")
         shards.append((directory / shard.name, offsets))
     return ShardedRecords(shards)

@@ -19,17 +19,15 @@ import pathlib
 import threading
 from collections.abc import Sequence
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow prints 4 to 6 lines while it is imported
-
 import numpy as np
-import seqio
-import tensorflow as tf
 
 from scaling4d.data.clips import load_clip
+from scaling4d.data.cores import usable_cores
 from scaling4d.data.decode import ClipSettings
 from scaling4d.data.manifest import SPLITS, Manifest, open_split, read_manifest
 from scaling4d.data.order import Order
 from scaling4d.data.records import RecordSource
+from scaling4d.data.tensorflow_setup import seqio, tf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,13 +105,9 @@ class ClipSource(seqio.DataSource):
         else:
             shard = shard_info or seqio.ShardInfo(0, 1)
             order: Order = "shuffled" if shuffle else "sequential"
-            position = StreamPosition(seed=seed or 0, order=order, settings=self.settings, threads=_usable_cores())
+            position = StreamPosition(seed=seed or 0, order=order, settings=self.settings, threads=usable_cores())
             indices = tf.data.Dataset.range(shard.index, len(records), shard.num_shards)
         return _examples(indices, records, position)
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _indices_from(position: StreamPosition) -> tf.data.Dataset:

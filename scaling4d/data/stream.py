@@ -9,7 +9,6 @@ Importing this module is cheap; making a ``ClipStream`` imports TensorFlow and s
 
 import atexit
 import functools
-import os
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from scaling4d.data.cores import usable_cores
 from scaling4d.data.decode import ClipSettings
 from scaling4d.data.order import ORDER_VERSION, Order
 from scaling4d.errors import UserError
@@ -67,10 +67,10 @@ class ClipStream:
             raise UserError(f"start = {start}: must be 0 to 2**62")
         if threads is not None and threads < 1:
             raise UserError(f"threads = {threads}: must be 1 or more, or None for one a core")
-        threads = threads or _usable_cores()
+        threads = threads or usable_cores()
 
-        tf, seqio = _import_tensorflow()
         from scaling4d.data.source import ClipSource, StreamPosition
+        from scaling4d.data.tensorflow_setup import seqio, tf
 
         provider = _find_task(seqio, task)
         source = provider.source
@@ -138,24 +138,6 @@ def _close_if_alive(reference: "weakref.ref[ClipStream]") -> None:
     stream = reference()
     if stream is not None:
         stream.close()
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _import_tensorflow():
-    """TensorFlow and seqio, with every accelerator hidden: the devices belong to JAX."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        import seqio
-        import tensorflow as tf
-    except ModuleNotFoundError as error:
-        raise UserError(f"reading clips needs {error.name}: pip install 'scaling4d[train]'") from error
-    for kind in ("GPU", "TPU"):
-        if tf.config.get_visible_devices(kind):
-            tf.config.set_visible_devices([], kind)
-    return tf, seqio
 
 
 def _find_task(seqio, name: str):

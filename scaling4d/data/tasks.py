@@ -7,11 +7,9 @@ Responsible for: registering a folder of clip records as a ``seqio.Task``. Not r
 import os
 import pathlib
 
-import seqio
-import tensorflow as tf
-
 from scaling4d.data.decode import ClipSettings
 from scaling4d.data.source import ClipSource
+from scaling4d.data.tensorflow_setup import seqio, tf
 from scaling4d.errors import UserError
 
 OUTPUT_FEATURES = {"video": seqio.ContinuousFeature(dtype=tf.uint8, rank=4)}

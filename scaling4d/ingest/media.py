@@ -24,6 +24,7 @@ import numpy as np
 from av.stream import Disposition
 
 from scaling4d.ingest import sandbox
+from scaling4d.ingest.containers import is_container, missing_bytes
 from scaling4d.ingest.normalize import Normalizer, orientation_of, target_size
 from scaling4d.ingest.timing import Timed, nominal_rate, resample, rising_times
 
@@ -33,8 +34,6 @@ MediaError = sandbox.SandboxError
 # Containers that are tried. Playlists (hls, concat, dash) are left out on purpose: they would open other files.
 _CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf"
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS}
-_MOV_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"pnot")
-_SIGNATURES = (b"\x1a\x45\xdf\xa3", b"OggS", b"FLV", b"\x00\x00\x01\xba", b"\x30\x26\xb2\x75")
 
 
 @dataclass(frozen=True)
@@ -127,23 +126,24 @@ def _open(path: str, limits: MediaLimits) -> av.container.InputContainer:
             raise MediaError("unreadable", "not a regular file")
         with open(path, "rb") as file:
             head = file.read(12)
+            missing = missing_bytes(file)
     except OSError as error:
         raise MediaError("unreadable", error.strerror or str(error)) from error
     if not head:
         raise MediaError("empty", "the file has no bytes")
     if state.st_size > limits.file_bytes:
         raise MediaError("too_large", f"{state.st_size} bytes; at most {limits.file_bytes}")
+    if missing:
+        raise MediaError("corrupt", f"cut off: {missing} bytes are missing at the end")
     try:
         # "file:" keeps a name such as "concat:..." from being taken for a protocol.
         return av.open(f"file:{path}", options=_OPTIONS, metadata_errors="replace")
-    except (av.FFmpegError, OSError, ValueError) as error:
-        if _has_signature(head):
+    except MemoryError:
+        raise
+    except Exception as error:  # see _decoded
+        if is_container(head):
             raise MediaError("corrupt", f"cannot be opened: {_text(error)}") from error
         raise MediaError("not_video", "no known video container") from error
-
-
-def _has_signature(head: bytes) -> bool:
-    return head.startswith(_SIGNATURES) or head[4:8] in _MOV_BOXES or (head[:4] == b"RIFF" and head[8:11] == b"AVI")
 
 
 def _video_stream(container: av.container.InputContainer, limits: MediaLimits):
@@ -183,10 +183,10 @@ def _decoded(container, stream, limits: MediaLimits) -> Iterator[tuple[float | N
                 count += 1
                 seconds = float(frame.pts * frame.time_base) if frame.pts is not None and frame.time_base else None
                 yield seconds, frame
-    # MemoryError has its own reason; these were all seen from PyAV on damaged files.
-    except (av.FFmpegError, EOFError, LookupError, ValueError, OSError) as error:
-        if isinstance(error, MemoryError):
-            raise
+    except (MediaError, MemoryError):
+        raise
+    # On damaged files PyAV raises nearly anything: its own errors, IndexError, AttributeError, UnicodeDecodeError.
+    except Exception as error:
         raise MediaError("corrupt", f"breaks after frame {count}: {_text(error)}") from error
 
 

@@ -9,6 +9,7 @@ depend on the number of workers.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import pathlib
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass
 import av
 
 import scaling4d
+from scaling4d.data.cores import usable_cores
 from scaling4d.data.manifest import ERRORS_NAME, MANIFEST_NAME, Manifest, Split, read_manifest
 from scaling4d.errors import UserError
 from scaling4d.ingest.clips import Dropped, encode_file
@@ -107,25 +109,26 @@ def ingest(
             if finished:
                 return finished
             with _work_folder(folder) as work:
-                results = _encode_all(sources, settings, limits, workers or _usable_cores(), work, progress)
+                results = _encode_all(sources, settings, limits, workers or usable_cores(), work, progress)
                 return _finish(folder, work, sources, results, settings)
     except OSError as error:
         where = error.filename or folder
         raise UserError(f"ingest stopped, nothing was finished: {where}: {error.strerror or error}") from error
 
 
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextlib.contextmanager
 def _only_writer(folder: pathlib.Path) -> Iterator[None]:
+    """Holds a lock on the folder, where its file system has locks; raises UserError when another ingest has it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(f"--output {folder}: another ingest is writing there; choose another") from None
+            if error.errno not in (errno.ENOLCK, errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+                raise
         yield
-    except BlockingIOError:
-        raise UserError(f"--output {folder}: another ingest is writing there; wait for it or choose another") from None
     finally:
         os.close(descriptor)
 

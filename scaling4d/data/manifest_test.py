@@ -1,0 +1,72 @@
+import json
+
+import pytest
+
+from scaling4d.data import manifest as manifests
+from scaling4d.data.manifest import Manifest, Shard, Split, open_split, read_manifest
+from scaling4d.errors import UserError
+
+
+def test_reading_gives_back_what_was_written(tmp_path):
+    shard = Shard("train-00000.tfrecord", 3, 100, "0a", "0b")
+    written = Manifest({"fps": None}, {"av": "1"}, 4, "d", {"corrupt": 1}, 7, {"train": Split(3, 9, 2, 1.5, (shard,))})
+    (tmp_path / "manifest.json").write_text(written.to_json())
+    assert read_manifest(tmp_path) == written
+    assert shard.index_name == "train-00000.index"
+
+
+def test_the_fingerprint_follows_the_shards_alone():
+    shard = Shard("train-00000.tfrecord", 3, 100, "0a", "0b")
+    first = Manifest({}, {"av": "1"}, 4, "d", splits={"train": Split(3, 9, 2, 1.5, (shard,))})
+    same = Manifest({"crf": 2}, {"av": "2"}, 5, "e", splits={"train": Split(3, 9, 2, 1.5, (shard,))})
+    other = Manifest(
+        {}, {"av": "1"}, 4, "d", splits={"train": Split(3, 9, 2, 1.5, (Shard(shard.name, 3, 100, "0c", "0b"),))}
+    )
+    assert first.fingerprint() == same.fingerprint() != other.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (None, "scaling4d ingest"),
+        ("{", "not valid JSON"),
+        ("[]", "not the manifest"),
+        ('{"format": "other"}', "not the manifest"),
+        ('{"format": "scaling4d-clips", "version": 99}', "version 99"),
+        ('{"format": "scaling4d-clips", "version": 1}', "damaged"),
+        ('{"format": "scaling4d-clips", "version": 1, "splits": {"train": 3}}', "damaged"),
+    ],
+)
+def test_what_is_no_manifest_is_one_clear_line(tmp_path, text, complaint):
+    if text is not None:
+        (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=complaint) as error:
+        read_manifest(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_split_opens_and_other_splits_are_refused(clip_set):
+    manifest = read_manifest(clip_set)
+    assert len(open_split(clip_set, manifest, "train")) == 20
+    record = open_split(clip_set, manifest, "validation").read(2)
+    assert record["source"] == b"validation/002.mp4" and record["frames"] == 40
+    with pytest.raises(UserError, match="'test'; it has train, validation"):
+        open_split(clip_set, manifest, "test")
+
+
+def test_an_index_that_is_missing_or_of_another_shard_is_refused(clip_set, tmp_path):
+    manifest = read_manifest(clip_set)
+    names = [shard.index_name for shard in manifest.splits["train"].shards]
+    with pytest.raises(UserError, match=names[0]):
+        open_split(tmp_path, manifest, "train")
+    for name, contents in zip(names, [names[2], names[1], names[0]], strict=True):
+        (tmp_path / name).write_bytes((clip_set / contents).read_bytes())
+    with pytest.raises(UserError, match="belongs to another shard"):
+        open_split(tmp_path, manifest, "train")
+
+
+def test_the_manifest_says_what_a_person_wants_to_know(clip_set):
+    raw = json.loads((clip_set / manifests.MANIFEST_NAME).read_text())
+    assert raw["splits"]["train"]["clips"] == 20 and raw["splits"]["train"]["seconds"] == pytest.approx(
+        20 * 40 / 24, abs=0.01
+    )
