@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TextIO
+from typing import Any, TextIO
 
 _SMOOTHING_S = 60.0
 """How far back the time left looks."""
@@ -182,7 +182,7 @@ class Progress:
     def show(self, metrics: Mapping[str, float]) -> None:
         """Takes what the line says of learning (``train/loss``, ``eval/loss``, ``eval/fvu``) and prints it if due."""
         fields = {"loss": "train/loss", "held_out": "eval/loss", "unexplained": "eval/fvu"}
-        new = {field: float(metrics[name]) for field, name in fields.items() if name in metrics}
+        new: dict[str, Any] = {field: float(metrics[name]) for field, name in fields.items() if name in metrics}
         self._status = dataclasses.replace(self._status, **new)
         self._draw_if_due(now=self._status.step == self._status.total_steps)
 

@@ -12,13 +12,11 @@ from typing import IO, Any
 
 import numpy as np
 
+from scaling4d.data import records
 from scaling4d.observe.metric_writer import MetricWriter
 from scaling4d.run_folder import RunFolder
 
-_HEADER = struct.Struct("<QI")  # length and its checksum; then the data and its checksum (TFRecord framing)
-_CHECKSUM_BYTES = 4
-_MAX_RECORD_BYTES = 1 << 30
-"""A longer record is a broken length."""
+_HEAD = struct.Struct("<QI")  # length and its CRC; the data and its CRC follow
 
 
 class TensorBoardWriter(MetricWriter):
@@ -50,6 +48,9 @@ class TensorBoardWriter(MetricWriter):
 
     def _open(self) -> Any:
         if self._clu is None:
+            import scaling4d.data.tensorflow_setup  # noqa: F401  keeps TensorFlow quiet and off the accelerator
+
+            # isort: split
             from clu import metric_writers
 
             self._clu = metric_writers.SummaryWriter(str(self._folder.file(self._subfolder)))
@@ -57,29 +58,29 @@ class TensorBoardWriter(MetricWriter):
 
 
 def cut_events(folder: RunFolder, name: str, step: int) -> None:
-    """Removes the events after ``step``, and a half-written last record, from one event file."""
+    """Removes the events after ``step``, and all from the first broken record on, from one event file."""
     from tensorboard.compat.proto import event_pb2
 
     with folder.file(name).open("rb") as source:
-        whole = all(event_pb2.Event.FromString(data).step <= step for data, _ in _records(source))
-        if whole and not source.read(1):
+        stays = all(event_pb2.Event.FromString(data).step <= step for data, _ in _records(source))
+        if stays and not source.read(1):
             return
     with folder.file(name).open("rb") as source, folder.replacing(name) as target:
-        for data, framed in _records(source):
+        for data, entry in _records(source):
             if event_pb2.Event.FromString(data).step <= step:
-                target.write(framed)
+                target.write(entry)
 
 
 def _records(source: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """(data, framed record) of every whole record; leaves the file where the first broken one begins."""
+    """(data, entry with its TFRecord framing) of every record up to the first broken one, where the file is left."""
     while True:
         start = source.tell()
-        header = source.read(_HEADER.size)
-        if len(header) == _HEADER.size:
-            length = _HEADER.unpack(header)[0]
-            body = source.read(min(length + _CHECKSUM_BYTES, _MAX_RECORD_BYTES))
-            if len(body) == length + _CHECKSUM_BYTES:
-                yield body[:-_CHECKSUM_BYTES], header + body
-                continue
-        source.seek(start)
-        return
+        head = source.read(_HEAD.size)
+        length, length_crc = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, 0)
+        is_sound = length_crc == records.masked_crc(head[:8])  # before so many bytes are asked for
+        entry = head + source.read(length + records.FRAMING_BYTES - _HEAD.size) if is_sound else b""
+        try:
+            yield records.unframe_record(entry), entry
+        except records.BadRecord:
+            source.seek(start)
+            return
