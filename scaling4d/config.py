@@ -92,6 +92,8 @@ def parse(
     Raises:
       UserError: one line about the first thing that is wrong, with the nearest valid name.
     """
+    if not gin_files:
+        raise UserError("there is no configuration: give --gin_file=pretrain/tiny.gin, another recipe or a path")
     source = config_syntax.read_files(gin_files, search_paths)
     return _enforce(source, [config_syntax.flag_binding(text) for text in bindings], roots)
 

@@ -173,7 +173,7 @@ def _check_complete(values: dict[Key, Any], roots: Sequence[str]) -> None:
         called |= {reference.selector: user for reference in references(value) if reference.call}
     for name, user in called.items():
         found = config_types.configurable(name, user)
-        for parameter in found.parameters.values():
-            if parameter.default is config_types.MISSING and (found.selector, parameter.name) not in bound:
-                missing = f"{found.short_name}.{parameter.name}"
+        for needed in found.parameters.values():
+            if needed.default is config_types.MISSING and (found.selector, needed.name) not in bound:
+                missing = f"{found.short_name}.{needed.name}"
                 raise UserError(f"{missing} is not set, and {user} needs it; set --gin.{missing}=VALUE")

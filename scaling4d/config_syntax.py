@@ -186,8 +186,8 @@ def format_value(value: Any) -> str | None:
             return "1e999" if value > 0 else "-1e999"  # gin has no name for infinity; this overflows to it
         return None if math.isnan(value) else repr(value)
     if type(value) in (tuple, list):
-        items = [format_value(item) for item in value]
-        if None in items:
+        items = [text for item in value if (text := format_value(item)) is not None]
+        if len(items) < len(value):
             return None
         inside = ", ".join(items)
         return f"[{inside}]" if type(value) is list else f"({inside}{',' * (len(items) == 1)})"

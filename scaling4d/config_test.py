@@ -179,6 +179,17 @@ def test_refused_in_a_file(tmp_path, base, line, words):
     assert words in refused(str(extra))
 
 
+def test_no_file():
+    with pytest.raises(UserError, match="give --gin_file=pretrain/tiny.gin"):
+        config.parse([], ["TRAIN_STEPS=5"])
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    (tmp_path / "a.gin").write_bytes(b"\xff\xfe\x00")
+    assert "cannot read gin file" in refused(str(tmp_path / "a.gin"))
+    assert "no gin file" in refused(str(tmp_path))
+
+
 def test_required_macro(base):
     with pytest.raises(UserError, match="MODEL_DIR is required; set --gin.MODEL_DIR=VALUE"):
         config.parse([base])
@@ -339,9 +350,6 @@ import gin
 
 from scaling4d.observe.metric_writer import MetricWriter
 
-TASKS = {}
-TASKS["my_task"] = object()
-
 
 @gin.register
 @dataclasses.dataclass(frozen=True)
@@ -389,10 +397,23 @@ text = config.resolved_config()
 assert text.startswith("import my_plugin.parts\\n"), text
 config.parse_text(text, "resolved")
 assert config.resolved_config() == text
-import my_plugin.parts
-assert "my_task" in my_plugin.parts.TASKS
 """
     environment = {"PYTHONPATH": f"{tmp_path / 'site'}", "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_task_comes_in_by_an_import_line(tmp_path, monkeypatch):
+    from scaling4d.data.tensorflow_setup import seqio
+
+    (tmp_path / "my_tasks.py").write_text(
+        "import seqio\n"
+        "source = seqio.FunctionDataSource(lambda split, shuffle_files, seed=None: None, splits=['train'])\n"
+        "seqio.TaskRegistry.add('my_clips', source=source, output_features={}, preprocessors=[])\n"
+    )
+    (tmp_path / "mine.gin").write_text("import my_tasks\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config.parse([str(tmp_path / "mine.gin")])
+    assert seqio.get_mixture_or_task("my_clips").name == "my_clips"
+    assert config.resolved_config() == "import my_tasks\n"

@@ -124,6 +124,8 @@ def _fit(value: Any, annotation: Any) -> Any:
         return _fit(value, arguments[0])
     if isinstance(annotation, typing.NewType):
         return _fit(value, annotation.__supertype__)
+    if type(annotation).__name__ == "TypeAliasType":  # ``type Name = ...`` of Python 3.12
+        return _fit(value, annotation.__value__)
     if origin in (typing.Union, types.UnionType):
         return _fit_union(value, arguments, annotation)
     if isinstance(value, Reference):
@@ -148,7 +150,9 @@ def _fit(value: Any, annotation: Any) -> Any:
     kind = origin or annotation
     if kind is collections.abc.Callable:
         return _only(callable(value), value, annotation)
-    if getattr(kind, "_is_protocol", False) or not isinstance(kind, type):
+    if not isinstance(kind, type):  # something newer than this code: refuses nothing
+        return value
+    if getattr(kind, "_is_protocol", False):
         raise TypeMismatch(describe(annotation))
     if type(value) in (tuple, list, dict):
         return _fit_container(value, kind, arguments, annotation)
@@ -225,8 +229,9 @@ def _parameters(wrapped: Any) -> tuple[dict[str, Parameter], bool]:
             is_open = True
         elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             default = MISSING if parameter.default is parameter.empty else parameter.default
-            if name in fields and fields[name].default_factory is not MISSING:
-                default = fields[name].default_factory()
+            factory: Any = fields[name].default_factory if name in fields else MISSING
+            if factory is not MISSING:
+                default = factory()
             if default is gin_config.REQUIRED:
                 default = MISSING
             found[name] = Parameter(name, _annotation(wrapped, name, parameter.annotation), default)

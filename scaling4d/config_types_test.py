@@ -156,12 +156,12 @@ class Child(Parent):
 
 @gin.register(module="types_test")
 class WithInit:
-    def __init__(self, a: "int", *rest: int, b: "Shape" = None, **more: str):
+    def __init__(self, a: "int", *rest: int, b: "Shape | None" = None, **more: str):
         pass
 
 
 @gin.configurable(module="types_test", allowlist=["b"])
-def decorated(a, b: "Shape" = 1):
+def decorated(a, b: "Shape | int" = 1):
     return a, b
 
 
@@ -182,10 +182,10 @@ def test_parameters_of_a_dataclass():
 def test_parameters_of_a_class_and_a_function():
     found = config_types.configurable("WithInit", "here")
     assert list(found.parameters) == ["a", "b"] and found.open
-    assert found.parameters["a"].annotation is int and found.parameters["b"].annotation is Shape
+    assert found.parameters["a"].annotation is int and found.parameters["b"].annotation == Shape | None
     wrapped = config_types.configurable("decorated", "here")
     assert list(wrapped.parameters) == ["b"] and not wrapped.open
-    assert wrapped.parameters["b"].annotation is Shape
+    assert wrapped.parameters["b"].annotation == Shape | int
 
 
 def test_an_ambiguous_name():
