@@ -24,7 +24,8 @@ _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 _HD_LINES = 720  # untagged video of at least so many lines is BT.709 by the players' convention, smaller is BT.601
 
 # Bit-exact: the same pixels whatever SIMD the processor has. Bicubic in swscale widens its filter when it shrinks.
-_FILTER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+# Without full chroma interpolation its RGB output is two levels too dark everywhere (white is 253).
+_FILTER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
 
 
 @dataclass(frozen=True)

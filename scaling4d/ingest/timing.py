@@ -53,14 +53,15 @@ def rising_times(frames: Iterable[tuple[float | None, T]], rate: float) -> Itera
 def resample(frames: Iterable[Timed], fps: float) -> Iterator[Timed]:
     """For each time t0 + k / fps the frame whose time is nearest (the earlier of two as near); t0 restarts at a jump.
 
-    Frames are dropped or repeated, never blended. The last frame stands for half an interval after its time.
+    Frames are dropped or repeated, never blended. The last frame stands for half an interval after its time, of the two
+    rates' intervals the shorter.
     """
     last: Timed | None = None
     origin, count = 0.0, 0
     for timed in frames:
         if last is None or timed.jump:
             if last is not None:
-                yield from _shown_until(last, last.seconds + 0.5 / fps, origin, count, fps)
+                yield from _shown_until(last, last.seconds + 0.5 / max(fps, last.rate), origin, count, fps)
             origin, count = timed.seconds, 0
         else:
             for shown in _shown_until(last, (last.seconds + timed.seconds) / 2, origin, count, fps):
@@ -68,7 +69,7 @@ def resample(frames: Iterable[Timed], fps: float) -> Iterator[Timed]:
                 count += 1
         last = timed
     if last is not None:
-        yield from _shown_until(last, last.seconds + 0.5 / fps, origin, count, fps)
+        yield from _shown_until(last, last.seconds + 0.5 / max(fps, last.rate), origin, count, fps)
 
 
 def _shown_until(timed: Timed, end: float, origin: float, count: int, fps: float) -> Iterator[Timed]:
