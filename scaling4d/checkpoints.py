@@ -126,7 +126,7 @@ class Checkpoints:
 
 
 def restore_initial(config: RestoreCheckpointConfig, abstract_state: Any) -> Restored:
-    """Restores what ``config.path`` names; raises UserError when there is no such checkpoint or its arrays do not fit."""
+    """Restores what ``config.path`` names; raises UserError when there is none or its arrays do not fit."""
     path = epath.Path(config.path)
     if path.name.isdigit() and path.parent.name == "checkpoints":
         directory, step = path.parent, int(path.name)
@@ -145,7 +145,8 @@ def restore_initial(config: RestoreCheckpointConfig, abstract_state: Any) -> Res
         steps = sorted(manager.all_steps())
         step = steps[-1] if step is None and steps else step
         if step not in steps:
-            raise UserError(f"no checkpoint {step or ''} in '{directory}': it holds {steps}; see INITIAL_CHECKPOINT_PATH")
+            wanted = "no checkpoint" if step is None else f"no checkpoint {step}"
+            raise UserError(f"{wanted} in '{directory}': it holds {steps}; change --gin.INITIAL_CHECKPOINT_PATH")
         return _restore(manager, directory, step, abstract_state)
 
 
@@ -170,7 +171,7 @@ def check_arrays(metadata: Any, abstract_state: Any, source: str) -> None:
     ]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"checkpoint {source} does not fit this model: {problems[0]}{more}; use the run's own model settings")
+        raise UserError(f"checkpoint {source} does not fit this model: {problems[0]}{more}; use its own model")
 
 
 def flat_arrays(tree: Any) -> dict[str, Any]:
@@ -190,6 +191,5 @@ def state_bytes(abstract_state: Any) -> int:
 def _check(config: SaveCheckpointConfig) -> None:
     for name in ("period", "keep"):
         if getattr(config, name) < 1:
-            raise UserError(
-                f"SaveCheckpointConfig.{name} is {getattr(config, name)}: use 1 or more; change --gin.SaveCheckpointConfig.{name}"
-            )
+            flag = f"SaveCheckpointConfig.{name}"
+            raise UserError(f"{flag} is {getattr(config, name)}: use 1 or more; change --gin.{flag}")

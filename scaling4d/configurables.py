@@ -31,8 +31,9 @@ def video_mae(
 ) -> video_mae_lib.VideoMAE:
     """The masked auto-encoder of a named size on square clips; see ``models/video_mae.py`` for the settings."""
     clip = (clip_frames, clip_size, clip_size)
+    positions = (position_init, position_amplitude)
     return video_mae_lib.VideoMAE(
-        model_size(size), clip, patch, coarse_grid, position_init, position_amplitude, joint_layers, qk_norm, dtype, remat
+        model_size(size), clip, patch, coarse_grid, *positions, joint_layers, qk_norm, dtype, remat
     )
 
 

@@ -66,16 +66,16 @@ def _disk(run: Run, folder: RunFolder, state_bytes: int) -> str:
 
 def _memory(run: Run, trainer, state_bytes: int) -> str:
     """Parameters, optimizer state and gradients on one device, and its share of the batch; activations come on top."""
-    shards = jax.tree.leaves(
-        jax.tree.map(lambda leaf: int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize, trainer.abstract_state)
-    )
-    gradients = jax.tree.leaves(
-        jax.tree.map(lambda leaf: int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * 4, trainer.abstract_state.params)
-    )
+
+    def on_one_device(tree) -> int:
+        sizes = [np.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)]
+        return int(sum(sizes))
+
     settings = run.data.settings
     ways = trainer.mesh.shape["replica"] * trainer.mesh.shape["data"]
     batch = run.batch_size // ways * settings.frames * settings.size**2 * 3
-    need = sum(shards) + sum(gradients) + batch
+    gradients = on_one_device(trainer.abstract_state.params)
+    need = on_one_device(trainer.abstract_state) + gradients + batch
     free = _free_device_bytes()
     text = f"{need / GIB:.2f} GiB a device for state, gradients and clips, without activations"
     if free is None:

@@ -37,4 +37,5 @@ class StopRequest:
         first = self.signal_name is None
         self.signal_name = self.signal_name or signal.Signals(number).name
         if first:
-            print(f"\n{self.signal_name}: saving, then stopping (Ctrl-C once more ends at once)", file=sys.stderr, flush=True)
+            line = f"\n{self.signal_name}: saving, then stopping (Ctrl-C once more ends at once)"
+            print(line, file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ from scaling4d.errors import UserError
 COMMANDS = {
     "train": ("scaling4d.train_cli", "pretrain a model; starting the same command again resumes it"),
     "ingest": ("scaling4d.ingest.cli", "turn video files into clip records"),
-    "synth": ("scaling4d.synth4d.write", "write videos of a procedural 3-D world, with exact ground truth"),
+    "synth": ("scaling4d.synth4d.cli", "write videos of a procedural 3-D world, with exact ground truth"),
 }
 """Command -> module with ``main(argv) -> exit code``, and what it does."""
 
@@ -44,11 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("scaling4d"):
             raise
-        return _fail(f"'{error.name}' is not installed; this command needs: pip install 'scaling4d[train]'")
+        return _fail(f"'{error.name}' is not installed, this command needs it: pip install 'scaling4d[train]'")
 
 
 def choose_platform() -> None:
-    """Keeps JAX on the CPU when no accelerator's device file is there: looking for a TPU costs seconds and error lines."""
+    """Keeps JAX on the CPU where no accelerator's device file is: looking for a TPU costs seconds and error lines."""
     if not any(glob.glob(pattern) for pattern in ACCELERATOR_DEVICE_FILES):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

@@ -65,7 +65,7 @@ class Partitioner:
         return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
     def spec(self, mesh: Mesh, logical_axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
-        """Mesh axes of one array; an axis that does not divide its dimension is left out (that dimension is replicated)."""
+        """Mesh axes of one array; a dimension that its axes do not divide is replicated."""
         rules = dict(self.logical_axis_rules)
         used: set[str] = set()
         entries: list[tuple[str, ...] | None] = []
@@ -103,8 +103,8 @@ def resolve_mesh_shape(shape: Sequence[int], num_devices: int) -> tuple[int, ...
     wild = sum(s == -1 for s in shape)
     if len(shape) != 3 or wild > 1 or any(s < 1 and s != -1 for s in shape) or num_devices % known:
         raise UserError(
-            f"mesh shape {tuple(shape)} (replica, data, model) does not fit {num_devices} device(s): the product must be "
-            f"{num_devices}, one entry may be -1; change --gin.Partitioner.mesh_shape"
+            f"mesh shape {tuple(shape)} (replica, data, model) does not fit {num_devices} device(s): the product must "
+            f"be {num_devices}, one entry may be -1; change --gin.Partitioner.mesh_shape"
         )
     resolved = tuple(num_devices // known if s == -1 else s for s in shape)
     if math.prod(resolved) != num_devices:
@@ -120,8 +120,8 @@ def check_batch_divides(batch_size: int, microbatches: int, sharding: NamedShard
     ways = math.prod(sharding.mesh.shape[a] for a in MESH_AXES if a in (sharding.spec[0] or ()))
     if batch_size < 1 or microbatches < 1 or batch_size % (microbatches * ways):
         raise UserError(
-            f"batch size {batch_size} does not divide into {microbatches} microbatch(es) over {ways} batch shard(s): use a "
-            f"multiple of {max(1, microbatches) * ways}; change --gin.BATCH_SIZE"
+            f"batch size {batch_size} does not split into {microbatches} microbatch(es) over {ways} shard(s): use "
+            f"a multiple of {max(1, microbatches) * ways}; change --gin.BATCH_SIZE"
         )
 
 

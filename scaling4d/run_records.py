@@ -21,7 +21,7 @@ from scaling4d.run_folder import RunFolder
 from scaling4d.trainer import Trainer
 
 MODEL_JSON_VERSION = 1
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "av", "tensorflow", "seqio", "clu", "gin-config")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "av", "tensorflow", "seqio", "gin-config")
 
 
 def commit() -> str | None:
@@ -31,8 +31,8 @@ def commit() -> str | None:
         return None
 
     def git(*arguments: str) -> str:
-        result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=False)
-        return result.stdout.strip()
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
 
     try:
         revision = git("rev-parse", "HEAD")
@@ -86,7 +86,7 @@ def model_info(trainer: Trainer) -> str:
 
 
 def check_same_run(run: RunFolder, resolved: str, *, allow_changes: bool) -> list[str]:
-    """Lines that say what changed in the configuration since the run's last start; UserError for a change that may not be."""
+    """Lines that say what changed since the run's last start; raises UserError for a change that may not be."""
     names = sorted(run.glob("config*.gin"), key=_config_step)
     if not names:
         return []

@@ -131,7 +131,13 @@ class Run:
             return self._hold(trainer, run, lease, stop, stack, start)
 
     def _hold(
-        self, trainer: Trainer, run: RunFolder, lease: Lease, stop: StopRequest, stack: contextlib.ExitStack, start: Start
+        self,
+        trainer: Trainer,
+        run: RunFolder,
+        lease: Lease,
+        stop: StopRequest,
+        stack: contextlib.ExitStack,
+        start: Start,
     ) -> int:
         # -- State: latest checkpoint here, else the initial one, else fresh --------------------------------------
         changes = run_records.check_same_run(run, start.resolved_config, allow_changes=start.allow_config_changes)
@@ -140,7 +146,8 @@ class Run:
         state, restored = self._initial_state(trainer, saver)
         step, position = (restored.step, restored.data["next_example"]) if restored else (0, 0)
         source = f"step {step} in {restored.source}" if restored else "scratch"
-        say(f"model: {run_records.num_parameters(trainer):,} parameters on mesh {dict(trainer.mesh.shape)}; from {source}")
+        mesh = ", ".join(f"{axis} {size}" for axis, size in trainer.mesh.shape.items())
+        say(f"model: {run_records.num_parameters(trainer):,} parameters; mesh: {mesh}; from {source}")
         for change in changes:
             say(f"changed: {change}")
         if step >= self.total_steps:
@@ -170,7 +177,8 @@ class Run:
             return {"next_example": position, "fingerprint": stream.fingerprint}
 
         counters: collections.Counter[str] = collections.Counter()
-        progress = stack.enter_context(Progress(total_steps=self.total_steps, batch_size=self.batch_size, start_step=step))
+        progress = Progress(total_steps=self.total_steps, batch_size=self.batch_size, start_step=step)
+        stack.enter_context(progress)
 
         # -- Compile, with the first batch already on its way -----------------------------------------------------
         batch = next_batch()
@@ -251,7 +259,7 @@ def check_finite(loss: float, step: int, run: RunFolder) -> None:
     """Ends the run when the loss is no number; parameters of such a step are of no use."""
     if not np.isfinite(loss):
         raise UserError(
-            f"the loss is {loss} at step {step}: lower --gin.AdamW.learning_rate, or start from an earlier checkpoint of "
+            f"the loss is {loss} at step {step}: lower --gin.LEARNING_RATE, or start from an earlier checkpoint of "
             f"{run.path} in a new --model_dir (--gin.INITIAL_CHECKPOINT_PATH)"
         )
 
@@ -266,8 +274,8 @@ def device_memory_errors(run: Run):
             raise
         first_line = str(error).strip().splitlines()[0]
         raise UserError(
-            f"out of device memory with batch {run.batch_size} in {run.microbatches} microbatch(es) ({first_line}): lower "
-            "--gin.BATCH_SIZE, raise --gin.MICROBATCHES, use --gin.REMAT=full, or a mesh with more devices on 'data'"
+            f"out of device memory with batch {run.batch_size} in {run.microbatches} microbatch(es) ({first_line}): "
+            "lower --gin.BATCH_SIZE, raise --gin.MICROBATCHES, use --gin.REMAT=full, or more devices on 'data'"
         ) from None
 
 

@@ -162,7 +162,7 @@ class Trainer:
 
 
 def unboxed(tree: Any) -> Any:
-    """The arrays of a boxed tree. ``nn.unbox`` would also add constraints, by rules that ignore what does not divide."""
+    """The arrays of a boxed tree; ``nn.unbox`` would add constraints too, by rules that ignore what does not divide."""
     return jax.tree.map(lambda leaf: leaf.value if _is_boxed(leaf) else leaf, tree, is_leaf=_is_boxed)
 
 
@@ -176,7 +176,7 @@ def _combine(name: str, total: jax.Array, weight: jax.Array, value: jax.Array) -
 
 
 def group_norms(tree: Any) -> dict[str, jax.Array]:
-    """Global norm of a parameter-shaped tree, in whole (``all``) and per group (``encoder``, ``trunk``, ``joint``, …)."""
+    """Norms of a parameter-shaped tree: of ``all`` of it, and of each group (``encoder``, ``trunk``, ``joint``, …)."""
     squares: dict[str, jax.Array] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         names = [key.key for key in path]

@@ -76,8 +76,8 @@ class ClipData:
         if changed:
             differences = "; ".join(f"{key} was {stored.get(key)}, is {current.get(key)}" for key in sorted(changed))
             raise UserError(
-                f"{source} was saved on other data ({differences}): its position in the stream means nothing here; give "
-                "back the same data set, or start a new --model_dir"
+                f"{source} was saved on other data ({differences}): its position in the stream means nothing here; "
+                "give back the same data set, or start a new --model_dir"
             )
 
     def _register(self) -> None:

@@ -3,12 +3,11 @@
 Responsible for: many scenes into one folder, over several processes, restartable. Not responsible for: what is in a
 scene (``world.py``) or how it is drawn (``render.py``).
 
-    python -m scaling4d.synth4d.write --output videos --count 48 --seed 0
+    scaling4d synth --output videos --count 48 --seed 0
 
 writes ``videos/scene-00000.mp4`` ... and ``videos/ground_truth/scene-00000.npz`` ... (see ``load_ground_truth``).
 """
 
-import argparse
 import concurrent.futures.process
 import contextlib
 import dataclasses
@@ -24,7 +23,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from scaling4d import exits
 from scaling4d.errors import UserError
 from scaling4d.mp4 import encode_mp4
 from scaling4d.synth4d.render import Rendering, render
@@ -225,41 +223,3 @@ def _put(path: pathlib.Path, content: bytes) -> None:
     except OSError as error:
         aside.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}; name another folder (--output)") from error
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command ``python -m scaling4d.synth4d.write``; returns an exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scaling4d.synth4d.write", description="Write videos of a procedural 4D world."
-    )
-    parser.add_argument("--output", required=True, help="folder for the videos")
-    parser.add_argument("--count", type=int, required=True, help="number of videos")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the whole folder (default 0)")
-    parser.add_argument("--frames", type=int, default=64, help="frames a video (default 64)")
-    parser.add_argument("--size", type=int, default=128, help="side in pixels (default 128)")
-    parser.add_argument("--fps", type=float, default=24.0, help="frames per second (default 24)")
-    parser.add_argument("--workers", type=int, default=None, help="processes (default: one a core)")
-    options = parser.parse_args(arguments)
-    try:
-        paths = write_videos(
-            options.output,
-            options.count,
-            options.seed,
-            frames=options.frames,
-            size=options.size,
-            fps=options.fps,
-            workers=options.workers,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return exits.ERROR
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return exits.INTERRUPTED
-    truth = pathlib.Path(options.output) / "ground_truth"
-    print(f"{len(paths)} videos in {options.output}, their ground truth in {truth}")
-    return exits.DONE
-
-
-if __name__ == "__main__":
-    sys.exit(main())

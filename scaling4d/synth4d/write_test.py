@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 
+from scaling4d import main
 from scaling4d.errors import UserError
 from scaling4d.synth4d import write
 from scaling4d.synth4d.render import render
@@ -118,7 +119,7 @@ def test_impossible_settings_are_refused(tmp_path, change, text):
 def test_a_folder_of_other_settings_is_refused(tmp_path, capsys):
     write.write_videos(tmp_path, 1, 0, **SMALL)
     arguments = ["--output", str(tmp_path), "--count", "1", "--frames", "5", "--size", "32", "--seed", "1"]
-    assert write.main(arguments) == 1
+    assert main.main(["synth", *arguments]) == 1
     message = capsys.readouterr().err
     assert "seed 0 (now 1)" in message and "--output" in message and len(message.splitlines()) == 1
 
@@ -132,5 +133,5 @@ def test_a_file_in_the_way_is_named(tmp_path):
 def test_the_command_writes_videos(tmp_path, capsys):
     folder = tmp_path / "made"
     arguments = ["--output", str(folder), "--count", "1", "--frames", "3", "--size", "16", "--workers", "1"]
-    assert write.main(arguments) == 0
+    assert main.main(["synth", *arguments]) == 0
     assert "1 videos in" in capsys.readouterr().out and (folder / "scene-00000.mp4").exists()
