@@ -124,6 +124,7 @@ class Run:
             return exits.DONE
         trainer = self.trainer()
         run_records.check_same_model(run, trainer)
+        run.create()
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(StopRequest())
             lease = stack.enter_context(Lease(run, stale_s=start.lease_stale_s))
@@ -235,6 +236,7 @@ class Run:
         saver.save(step, state, stream_state(), force=True)
         saver.wait()
         writers.flush()
+        progress.close()
         if stop and step < self.total_steps:
             say(f"{stop.signal_name}: saved at step {step} of {self.total_steps}; the same command goes on from there")
             return exits.RUN_AGAIN

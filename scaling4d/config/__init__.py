@@ -1,8 +1,8 @@
 """gin at the edge, strict: what a run is configured with is known to be right before anything runs.
 
 Responsible for: putting gin files and ``--gin.`` flags into force, and the resolved text that reproduces a run. Not
-responsible for: syntax and files (``config_syntax.py``), what is refused (``config_check.py``, ``config_types.py``) or
-what may change at a resume (``config_changes.py``).
+responsible for: syntax and files (``syntax.py``), what is refused (``check.py``, ``types.py``) or
+what may change at a resume (``changes.py``).
 
 Strict means: every macro is used by a binding, every binding names a parameter of a registered name and has its type,
 whether or not this command calls it. gin itself accepts misspelt macros and values of any type, so it only sees
@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 from gin import config as gin_config
 
-from scaling4d import config_syntax, config_types
-from scaling4d.config_changes import Change as Change
-from scaling4d.config_changes import diff as diff
-from scaling4d.config_check import Check
-from scaling4d.config_syntax import Binding, Macro, Reference, did_you_mean, format_value
+from scaling4d.config import syntax, types
+from scaling4d.config.changes import Change as Change
+from scaling4d.config.changes import diff as diff
+from scaling4d.config.check import Check
+from scaling4d.config.syntax import Binding, Macro, Reference, did_you_mean, format_value
 from scaling4d.errors import UserError
 
 
@@ -94,19 +94,19 @@ def parse(
     """
     if not gin_files:
         raise UserError("there is no configuration: give --gin_file=pretrain/tiny.gin, another recipe or a path")
-    source = config_syntax.read_files(gin_files, search_paths)
-    return _enforce(source, [config_syntax.flag_binding(text) for text in bindings], roots)
+    source = syntax.read_files(gin_files, search_paths)
+    return _enforce(source, [syntax.flag_binding(text) for text in bindings], roots)
 
 
 def parse_text(text: str, name: str, roots: Sequence[str] = ()) -> Config:
     """As ``parse``, for the text of one resolved configuration; ``name`` is what messages call it."""
-    return _enforce(config_syntax.read_text(text, name), [], roots)
+    return _enforce(syntax.read_text(text, name), [], roots)
 
 
 def value(name: str) -> Any:
     """What ``configurable.parameter`` is bound to, or its default; references are given as Reference."""
     selector, _, parameter = name.rpartition(".")
-    found = config_types.configurable(selector, name)
+    found = types.configurable(selector, name)
     bound = _current().bindings
     if ("", found.selector, parameter) in bound:
         return bound["", found.selector, parameter]
@@ -124,13 +124,13 @@ def resolved_config() -> str:
     config = _current()
     lines = [f"import {module}" for module in config.imports]
     for scope, found in _shown(config):
-        title = config_syntax.binding_name(scope, found.short_name, "")
+        title = syntax.binding_name(scope, found.short_name, "")
         section = []
         bound = {parameter: v for (s, f, parameter), v in config.bindings.items() if (s, f) == (scope, found.selector)}
         for parameter in [*found.parameters, *sorted(set(bound) - set(found.parameters))]:
             if parameter in bound:
                 section.append(f"{title}.{parameter} = {format_value(bound[parameter])}")
-            elif not scope and found.parameters[parameter].default is not config_types.MISSING:
+            elif not scope and found.parameters[parameter].default is not types.MISSING:
                 default = found.parameters[parameter].default
                 text = format_value(default)
                 unwritable = f"# {title}.{parameter} keeps its default, of type {type(default).__name__}"
@@ -146,32 +146,32 @@ def _current() -> Config:
     return _in_force[-1]
 
 
-def _shown(config: Config) -> list[tuple[str, config_types.Configurable]]:
+def _shown(config: Config) -> list[tuple[str, types.Configurable]]:
     """(scope, configurable) of every section of the resolved text, in its order."""
     keys = {(scope, selector) for scope, selector, _ in config.bindings}
     names = {selector for _, selector in keys} | set(config.roots)
-    names |= {reference.selector for v in config.bindings.values() for reference in config_syntax.references(v)}
+    names |= {reference.selector for v in config.bindings.values() for reference in syntax.references(v)}
     names |= {selector for _, selector in gin_config._OPERATIVE_CONFIG}  # what was called
-    found = [config_types.configurable(name, name) for name in names]
+    found = [types.configurable(name, name) for name in names]
     by_selector = {one.selector: one for one in found if not one.selector.startswith("gin.")}
     keys |= {("", selector) for selector in by_selector}
     sections = [(scope, by_selector[selector]) for scope, selector in keys if selector in by_selector]
     return sorted(sections, key=lambda section: (section[1].short_name.lower(), section[1].selector, section[0]))
 
 
-def _enforce(source: config_syntax.Source, flags: Sequence[Binding], roots: Sequence[str]) -> Config:
+def _enforce(source: syntax.Source, flags: Sequence[Binding], roots: Sequence[str]) -> Config:
     for statement in source.imports:
         _import(statement)
     check = Check([*source.bindings, *flags])
     for selector, place in source.used:
-        config_types.configurable(selector, place)
+        types.configurable(selector, place)
     bindings = check.run(roots)
     macros = {name: check.expand(binding.value) for name, binding in check.macros.items()}
     imports = tuple(sorted({statement.module for statement in source.imports}))
     config = Config(tuple(source.files), imports, macros, bindings, tuple(roots))
     gin_config.clear_config()
     for key, v in bindings.items():
-        gin_config.bind_parameter(key, config_syntax.map_value(_for_gin, v))
+        gin_config.bind_parameter(key, syntax.map_value(_for_gin, v))
     _in_force[:] = [config]
     return config
 
@@ -180,11 +180,11 @@ def _for_gin(leaf: Any) -> Any:
     if isinstance(leaf, Reference):
         return gin_config.ConfigurableReference(leaf.name, leaf.call)
     if isinstance(leaf, Macro):
-        return gin_config.ConfigurableReference(f"{config_types.constant(leaf.name)}/gin.constant", True)
+        return gin_config.ConfigurableReference(f"{types.constant(leaf.name)}/gin.constant", True)
     return leaf
 
 
-def _import(statement: config_syntax.Import) -> None:
+def _import(statement: syntax.Import) -> None:
     try:
         importlib.import_module(statement.module)
     except ImportError as error:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Protocol, T
 import gin
 import pytest
 
-from scaling4d import config_types
-from scaling4d.config_syntax import Macro, Reference
-from scaling4d.config_types import MISSING, Parameter, TypeMismatch, fit
+from scaling4d.config import types
+from scaling4d.config.syntax import Macro, Reference
+from scaling4d.config.types import MISSING, Parameter, TypeMismatch, fit
 
 if TYPE_CHECKING:
     from somewhere import NotThere
@@ -166,7 +166,7 @@ def decorated(a, b: "Shape | int" = 1):
 
 
 def parameters(name: str):
-    return config_types.configurable(name, "here").parameters
+    return types.configurable(name, "here").parameters
 
 
 def test_parameters_of_a_dataclass():
@@ -180,10 +180,10 @@ def test_parameters_of_a_dataclass():
 
 
 def test_parameters_of_a_class_and_a_function():
-    found = config_types.configurable("WithInit", "here")
+    found = types.configurable("WithInit", "here")
     assert list(found.parameters) == ["a", "b"] and found.open
     assert found.parameters["a"].annotation is int and found.parameters["b"].annotation == Shape | None
-    wrapped = config_types.configurable("decorated", "here")
+    wrapped = types.configurable("decorated", "here")
     assert list(wrapped.parameters) == ["b"] and not wrapped.open
     assert wrapped.parameters["b"].annotation == Shape | int
 
@@ -191,6 +191,6 @@ def test_parameters_of_a_class_and_a_function():
 def test_an_ambiguous_name():
     for module in ("one", "two"):
         gin.register("Twice", module=module)(type("Twice", (), {}))
-    with pytest.raises(config_types.UserError, match="'Twice' may mean one.Twice or two.Twice"):
-        config_types.configurable("Twice", "here")
-    assert config_types.configurable("two.Twice", "here").selector == "two.Twice"
+    with pytest.raises(types.UserError, match="'Twice' may mean one.Twice or two.Twice"):
+        types.configurable("Twice", "here")
+    assert types.configurable("two.Twice", "here").selector == "two.Twice"

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaling4d import config
-from scaling4d.config_syntax import Reference
+from scaling4d.config.syntax import Reference
 from scaling4d.errors import UserError
 
 

@@ -2,15 +2,15 @@
 
 Responsible for: macros that nothing uses or nobody set, unknown names, values of a wrong type, required values that are
 missing, and the choice between a number and a string for what stands bare on the command line. Not responsible for:
-looking up names and judging one value (``config_types.py``) or for putting the result into force (``config.py``).
+looking up names and judging one value (``types.py``) or for putting the result into force (``__init__.py``).
 """
 
 import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from scaling4d import config_types
-from scaling4d.config_syntax import (
+from scaling4d.config import types
+from scaling4d.config.syntax import (
     REQUIRED,
     Binding,
     Macro,
@@ -34,13 +34,13 @@ class Check:
         self._statements = statements
         self.macros = {b.selector: b for b in statements if not b.parameter}
         self._winners: dict[Key, Binding] = {}
-        self._parameters: dict[Key, config_types.Parameter] = {}
+        self._parameters: dict[Key, types.Parameter] = {}
 
     def run(self, roots: Sequence[str]) -> dict[Key, Any]:
         """The values of the bindings that win, macros replaced; raises UserError about the first wrong thing."""
         for statement in self._statements:
             for reference in references(statement.value):
-                config_types.configurable(reference.selector, statement.place)
+                types.configurable(reference.selector, statement.place)
             if statement.parameter:
                 key, parameter = _target(statement)
                 self._winners[key], self._parameters[key] = statement, parameter
@@ -105,7 +105,7 @@ class Check:
 
     def _check_bare(self, binding: Binding) -> None:
         """Where annotations leave the type open, a bare string must not replace a value that is no string."""
-        if all(config_types.is_loose(self._parameters[key].annotation) for key in self._users(binding)):
+        if all(types.is_loose(self._parameters[key].annotation) for key in self._users(binding)):
             for other in self._statements:
                 is_string = other.value is None or isinstance(other.value, str | Macro)
                 if other.name == binding.name and not is_string:
@@ -121,8 +121,8 @@ class Check:
     def _fits(self, binding: Binding) -> bool:
         try:
             for key in self._users(binding):
-                config_types.fit(self.expand(self._winners[key].value), self._parameters[key])
-        except config_types.TypeMismatch:
+                types.fit(self.expand(self._winners[key].value), self._parameters[key])
+        except types.TypeMismatch:
             return False
         return True
 
@@ -135,8 +135,8 @@ class Check:
         binding = self._winners[key]
         value = self.expand(binding.value)
         try:
-            return config_types.fit(value, self._parameters[key])
-        except config_types.TypeMismatch as error:
+            return types.fit(value, self._parameters[key])
+        except types.TypeMismatch as error:
             blamed = binding  # the statement to change: the last in a row of macros
             while _is_macro(blamed.value):
                 blamed = self.macros[blamed.value.name]
@@ -147,20 +147,20 @@ class Check:
 
 def _is_macro(leaf: Any) -> bool:
     """True for a macro, False for a constant that Python registered with gin."""
-    return isinstance(leaf, Macro) and not config_types.constant(leaf.name)
+    return isinstance(leaf, Macro) and not types.constant(leaf.name)
 
 
 def _macros_in(value: Any) -> list[str]:
     return [leaf.name for leaf in leaves(value) if _is_macro(leaf)]
 
 
-def _target(statement: Binding) -> tuple[Key, config_types.Parameter]:
-    found = config_types.configurable(statement.selector, statement.place)
+def _target(statement: Binding) -> tuple[Key, types.Parameter]:
+    found = types.configurable(statement.selector, statement.place)
     name = statement.parameter
     if name not in found.parameters and not found.open:
         hint = did_you_mean(name, found.parameters)
         raise UserError(f"{statement.place}: '{statement.selector}' has no parameter '{name}'{hint}")
-    parameter = found.parameters.get(name, config_types.Parameter(name, Any, config_types.MISSING))
+    parameter = found.parameters.get(name, types.Parameter(name, Any, types.MISSING))
     return (statement.scope, found.selector, name), parameter
 
 
@@ -169,11 +169,11 @@ def _check_complete(values: dict[Key, Any], roots: Sequence[str]) -> None:
     bound = {(selector, parameter) for _, selector, parameter in values}
     called = {name: "the command" for name in roots}
     for (scope, selector, parameter), value in values.items():
-        user = binding_name(scope, config_types.configurable(selector, selector).short_name, parameter)
+        user = binding_name(scope, types.configurable(selector, selector).short_name, parameter)
         called |= {reference.selector: user for reference in references(value) if reference.call}
     for name, user in called.items():
-        found = config_types.configurable(name, user)
+        found = types.configurable(name, user)
         for needed in found.parameters.values():
-            if needed.default is config_types.MISSING and (found.selector, needed.name) not in bound:
+            if needed.default is types.MISSING and (found.selector, needed.name) not in bound:
                 missing = f"{found.short_name}.{needed.name}"
                 raise UserError(f"{missing} is not set, and {user} needs it; set --gin.{missing}=VALUE")

@@ -1,15 +1,15 @@
 """What may change when a run is resumed.
 
 Responsible for: the difference of two resolved configurations and the one table of what leaves the run the same run.
-Not responsible for: writing or checking configurations (``config.py``).
+Not responsible for: writing or checking configurations (``__init__.py``).
 """
 
 import dataclasses
 import fnmatch
 from collections.abc import Iterable
 
-from scaling4d import config_syntax, config_types
-from scaling4d.config_syntax import format_value, references
+from scaling4d.config import syntax, types
+from scaling4d.config.syntax import format_value, references
 from scaling4d.errors import UserError
 
 MAY_CHANGE: tuple[str, ...] = (
@@ -70,7 +70,7 @@ def _default(name: str) -> str | None:
     """The default of a parameter: a later version that adds one goes on as before with it."""
     selector, _, parameter = name.rpartition("/")[2].rpartition(".")
     try:
-        found = config_types.configurable(selector, name)
+        found = types.configurable(selector, name)
     except UserError:  # of a package that is not there any more
         return None
     return format_value(found.parameters[parameter].default) if parameter in found.parameters else None
@@ -85,7 +85,7 @@ class _Bindings:
     """The bindings of one text and who refers to whom."""
 
     def __init__(self, text: str, title: str):
-        bindings = config_syntax.read_text(text, title).bindings
+        bindings = syntax.read_text(text, title).bindings
         self.texts = {b.name: format_value(b.value) for b in bindings if b.parameter}
         uses = [(b, _owner(reference.name)) for b in bindings for reference in references(b.value)]
         self._referred = {used for _, used in uses}

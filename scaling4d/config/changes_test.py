@@ -3,7 +3,7 @@
 import gin
 import pytest
 
-from scaling4d.config_changes import Change, diff
+from scaling4d.config.changes import Change, diff
 from scaling4d.errors import UserError
 
 OLD = """

@@ -1,7 +1,7 @@
 """What may be bound: registered names, their parameters, and values checked against type annotations.
 
 Responsible for: looking up what gin's registry holds, reading signatures, and refusing a value of another type. Not
-responsible for: syntax (``config_syntax.py``) or order and macros (``config.py``).
+responsible for: syntax (``syntax.py``) or order and macros (``__init__.py``).
 
 Python's own rules are kept but two: an int is taken for a float (and becomes one), a bool is no int.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from gin import config as gin_config
 
-from scaling4d.config_syntax import Macro, Reference, did_you_mean, format_value
+from scaling4d.config.syntax import Macro, Reference, did_you_mean, format_value
 from scaling4d.errors import UserError
 
 MISSING = dataclasses.MISSING

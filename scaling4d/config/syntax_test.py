@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling4d.config_syntax import (
+from scaling4d.config.syntax import (
     Macro,
     Reference,
     did_you_mean,

@@ -1,8 +1,8 @@
 """gin text: from files and command-line bindings to statements, and values back to text.
 
 Responsible for: finding gin files (in the package, in search paths, as paths), includes, syntax errors with file and
-line, and bare strings on the command line. Not responsible for: what the names mean (``config_types.py``) or for
-putting anything into force (``config.py``). Text is only ever parsed: no value is evaluated and no module is imported.
+line, and bare strings on the command line. Not responsible for: what the names mean (``types.py``) or for
+putting anything into force (``__init__.py``). Text is only ever parsed: no value is evaluated, no module imported.
 """
 
 import dataclasses
