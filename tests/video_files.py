@@ -13,12 +13,12 @@ CODE_BITS = 8
 def coded_frame(number: int, source: int = 0, height: int = 96, width: int = 160) -> np.ndarray:
     """uint8 [height, width, 3] with ``number`` and ``source`` (0..255 each) as grey squares over the whole picture.
 
-    The upper half holds the bits of the number from left to right, the lower half those of the source; a crop of a
-    middle part does not keep them, so read them from whole frames.
+    The upper half holds the bits of the number from left to right (as a Gray code: neighbouring frames differ little
+    enough to be one scene), the lower half those of the source. Crops do not keep them: read them from whole frames.
     """
     frame = np.zeros((height, width, 3), np.uint8)
     cells = np.arange(width) * CODE_BITS // width
-    for half, value in ((slice(0, height // 2), number), (slice(height // 2, height), source)):
+    for half, value in ((slice(0, height // 2), number ^ (number >> 1)), (slice(height // 2, height), source)):
         frame[half] = np.where((value >> cells) & 1, 205, 55)[None, :, None]
     return frame
 
@@ -34,7 +34,10 @@ def read_code(frame: np.ndarray) -> tuple[int, int]:
             for bit in range(8)
         ]
         values.append(sum(int(on) << bit for bit, on in enumerate(bits)))
-    return values[0], values[1]
+    number, source = values
+    for shift in (1, 2, 4):
+        number ^= number >> shift
+    return number, source
 
 
 def coded_video(frames: int, source: int = 0, height: int = 96, width: int = 160) -> list[np.ndarray]:

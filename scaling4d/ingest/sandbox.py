@@ -14,6 +14,7 @@ import json
 import os
 import resource
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -64,14 +65,14 @@ def run(work: str, arguments: dict[str, Any], limits: Limits, stop: Stop | None 
     """
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
         # One worker is one core; each thread of a linear algebra library would also reserve address space.
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
     }
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
-            [sys.executable, "-c", _RUN_CHILD],
+            [sys.executable, "-P", "-c", _RUN_CHILD],  # -P: no modules from a folder of videos
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -113,6 +114,8 @@ class _TimedPipe:
 
     def __init__(self, descriptor: int, seconds: float, stop: Stop | None):
         self._descriptor = descriptor
+        self._poll = select.poll()  # select() itself would refuse descriptors beyond 1023
+        self._poll.register(descriptor, select.POLLIN)
         self._left = float(seconds)
         self._stop = stop
 
@@ -123,7 +126,7 @@ class _TimedPipe:
             if self._stop is not None and self._stop.is_set():
                 raise SandboxError("stopped", "ended on request")
             began = time.monotonic()
-            ready, _, _ = select.select([self._descriptor], [], [], _POLL_SECONDS)
+            ready = self._poll.poll(_POLL_SECONDS * 1000)
             self._left -= time.monotonic() - began
             if not ready:
                 if self._left <= 0:
@@ -139,8 +142,10 @@ class _TimedPipe:
 def _death(child: subprocess.Popen, limits: Limits, errors) -> SandboxError:
     """Why a child ended without saying so."""
     code = child.wait()
-    if code in (-9, -24):  # SIGXCPU at the soft limit, SIGKILL at the hard one
-        return SandboxError("timeout", f"ended by signal {-code} (limit {limits.seconds} s of CPU time)")
+    if code == -signal.SIGXCPU:
+        return SandboxError("timeout", f"took more than {limits.seconds} s of CPU time")
+    if code == -signal.SIGKILL:
+        return SandboxError("crashed", "killed from outside, as the system does when it runs out of memory")
     errors.seek(max(errors.seek(0, os.SEEK_END) - 2000, 0))
     lines = errors.read().decode(errors="replace").strip().splitlines()
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
@@ -154,12 +159,12 @@ def child_main() -> None:
     # Whatever else prints goes to the error file, never into the messages.
     descriptor = os.dup(1)
     os.dup2(2, 1)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_STDERR, _MAX_STDERR))
-    resource.setrlimit(resource.RLIMIT_CPU, (limits.seconds, limits.seconds + 1))
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_FSIZE, _MAX_STDERR)
+    _limit(resource.RLIMIT_CPU, limits.seconds, then=1)
     module_name, function_name = job["work"].split(":")
     module = __import__(module_name, fromlist=[function_name])
-    resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
+    _limit(resource.RLIMIT_AS, limits.memory_bytes)
     with os.fdopen(descriptor, "wb") as pipe:
         try:
             for header, payload in getattr(module, function_name)(job["arguments"]):
@@ -170,6 +175,15 @@ def child_main() -> None:
             _send(pipe, {"end": True, "reason": "memory", "detail": f"needs over {limits.memory_bytes} bytes"}, b"")
         else:
             _send(pipe, {"end": True}, b"")
+
+
+def _limit(kind: int, most: int, then: int = 0) -> None:
+    """Sets a limit of this process (the hard one ``then`` later), or keeps what the system allows if that is less."""
+    _, allowed = resource.getrlimit(kind)
+    if allowed == resource.RLIM_INFINITY:
+        resource.setrlimit(kind, (most, most + then))
+    else:
+        resource.setrlimit(kind, (min(most, allowed), min(most + then, allowed)))
 
 
 def _send(pipe, header: dict[str, Any], payload: bytes | memoryview) -> None:

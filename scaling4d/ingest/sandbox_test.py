@@ -4,7 +4,6 @@ import time
 
 import pytest
 
-from scaling4d.ingest import sandbox
 from scaling4d.ingest.sandbox import Limits, SandboxError, run
 
 HERE = "scaling4d.ingest.sandbox_test"

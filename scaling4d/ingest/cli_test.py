@@ -1,0 +1,131 @@
+import io
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from scaling4d.errors import UserError
+from scaling4d.ingest import cli
+from scaling4d.ingest.progress import ProgressLine, duration, line
+from scaling4d.ingest.run import Progress
+from tests.video_files import coded_video, write_video
+
+FLAGS = ["--short_side", "64", "--frames", "16", "--workers", "1", "--cut_threshold", "none"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("in")
+    for number in range(3):
+        write_video(folder / f"{number}.mp4", coded_video(20, number))
+    (folder / "empty.mp4").touch()
+    return folder
+
+
+def test_the_command_makes_a_data_set_and_says_so(folder, tmp_path, capsys):
+    arguments = ["--input", str(folder), "--output", str(tmp_path / "out"), *FLAGS]
+    assert cli.main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "2 train clips from 2 videos" in out and "1 validation clips from 1 videos" in out and "12 frames" in out
+    assert "1 files were skipped:" in err and "empty.mp4  empty" in err
+    assert "ingest: 4/4 videos, 1 skipped, 3 clips, 100%, done in" in err
+    assert cli.main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "already holds 2 train clips" in out and "empty.mp4" in err
+
+
+def test_mistakes_are_user_errors(folder, tmp_path):
+    def fails(match, *arguments):
+        with pytest.raises(UserError, match=match):
+            cli.main(["--input", str(folder), "--output", str(tmp_path / "o"), *arguments])
+
+    fails("--crf 99: must be from 0 to 51", "--crf", "99")
+    fails("--holdout 1.5", "--holdout", "1.5")
+    fails("--min_frames 65", "--min_frames", "65")
+    fails("--workers 0", "--workers", "0")
+    fails("--file_seconds", "--file_seconds", "0")
+    with pytest.raises(SystemExit) as error:
+        cli.main(["--input", str(folder)])
+    assert error.value.code == 2
+
+
+def test_nothing_usable_lists_the_files_and_fails(folder, tmp_path, capsys):
+    with pytest.raises(UserError, match="none of the 1 files gave a clip"):
+        cli.main(["--input", str(folder / "empty.mp4"), "--output", str(tmp_path / "out")])
+    assert "empty.mp4  empty  the file has no bytes" in capsys.readouterr().err
+
+
+def test_none_is_a_value():
+    flags = cli.build_parser().parse_args(["--input", "a", "--output", "b", "--fps", "none", "--cut_threshold", "none"])
+    assert flags.fps is None and flags.cut_threshold is None
+    assert cli.build_parser().parse_args(["--input", "a", "--output", "b", "--fps", "12.5"]).fps == 12.5
+
+
+def command(*arguments, **options):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    script = "import sys; from scaling4d.ingest.cli import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], env=environment, capture_output=True, text=True, **options
+    )
+
+
+def test_help_loads_nothing_heavy():
+    script = (
+        "import sys; from scaling4d.ingest import cli; cli.build_parser().format_help();"
+        "print([m for m in ('av', 'numpy', 'tensorflow', 'google.protobuf') if m in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_disk_that_takes_no_more_ends_it(folder, tmp_path):
+    """A real write error: no file of this process may grow over 1000 bytes."""
+    done = command(
+        "--input",
+        folder,
+        "--output",
+        tmp_path / "out",
+        *FLAGS,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+    )
+    assert done.returncode == 1 and "UserError: ingest stopped, nothing was finished" in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_time_left_follows_from_the_bytes():
+    assert line(Progress(1, 4, 250, 1000, 7, 0), 30) == "ingest: 1/4 videos, 7 clips, 25%, 1 min 30 s left"
+    assert line(Progress(0, 4, 0, 1000, 0, 0), 0) == "ingest: 0/4 videos, 0 clips, 0%, time left unknown"
+    assert (
+        line(Progress(4, 4, 1000, 1000, 7, 2), 61) == "ingest: 4/4 videos, 2 skipped, 7 clips, 100%, done in 1 min 1 s"
+    )
+    assert line(Progress(2, 2, 0, 0, 0, 2), 0) == "ingest: 2/2 videos, 2 skipped, 0 clips, 100%, done in 0 s"
+    assert [duration(seconds) for seconds in (0.4, 59.6, 3599, 7260)] == [
+        "0 s",
+        "1 min 0 s",
+        "59 min 59 s",
+        "2 h 1 min",
+    ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_gets_one_line_and_a_log_few(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    terminal, log = Terminal(), io.StringIO()
+    lines = [ProgressLine(terminal), ProgressLine(log)]
+    for done in range(101):
+        now[0] = done / 2
+        for progress_line in lines:
+            progress_line(Progress(done, 100, done, 100, done, 0))
+    for progress_line in lines:
+        progress_line.close()
+    assert terminal.getvalue().count("\n") == 1 and terminal.getvalue().count("\r") == 101
+    assert terminal.getvalue().endswith("done in 50 s\n") or "done in 50 s" in terminal.getvalue()
+    assert len(log.getvalue().splitlines()) == 6
