@@ -36,8 +36,9 @@ class PatchKernel(nn.Module):
         kernel = self.param("kernel", kernel_init, (*self.patch, CHANNELS, self.width))
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("embed",))
         bias = self.param("bias", bias_init, (self.width,))
-        kernel = kernel.reshape(-1, self.width)
-        return values.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+        kernel, bias = kernel.reshape(-1, self.width).astype(self.dtype), bias.astype(self.dtype)
+        tokens = values.reshape(-1, values.shape[-1]).astype(self.dtype) @ kernel  # see transformer.Linear
+        return tokens.reshape(*values.shape[:-1], self.width) + bias
 
 
 class PatchEmbedding(nn.Module):

@@ -10,6 +10,7 @@ the last block. Parameter names and shapes inside a block are those of the relea
 list of blocks; here a stack of n blocks has a leading ``layers`` axis of n on every parameter.
 """
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling4d.errors import UserError
+from scaling4d.models import attention
 from scaling4d.models.sizes import ModelSize
 
 TOKENS = ("batch", "length", "embed_act")
@@ -36,8 +38,8 @@ class Linear(nn.Module):
     """y = x kernel + bias, contracting the last ``contract`` axes of x with the first of the kernel.
 
     ``shape`` is the kernel's, ``axes`` its logical names. Parameters are float32, the product is in ``dtype``.
-    ``init`` names the variance scaling: 'lecun' (1/fan_in, truncated normal) or 'xavier' (2/(fan_in+fan_out),
-    uniform), where the fans are products over all contracted and all produced axes.
+    ``init`` names the kernel's first value: 'lecun' (variance 1/fan_in, truncated normal), 'xavier' (variance
+    2/(fan_in+fan_out), uniform), where the fans are products over all contracted and all produced axes, or 'zeros'.
     """
 
     shape: Sequence[int]
@@ -48,15 +50,22 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scaling = {"lecun": (1.0, "fan_in", "truncated_normal"), "xavier": (1.0, "fan_avg", "uniform")}[self.init]
         rank, n = len(self.shape), self.contract
-        kernel_init = nn.initializers.variance_scaling(*scaling, in_axis=range(n), out_axis=range(n, rank))
+        fans = {"in_axis": range(n), "out_axis": range(n, rank)}
+        kernel_init = {
+            "lecun": nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", **fans),
+            "xavier": nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", **fans),
+            "zeros": nn.initializers.zeros_init(),
+        }[self.init]
         kernel = self.param("kernel", nn.with_logical_partitioning(kernel_init, tuple(self.axes)), tuple(self.shape))
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), tuple(self.axes[n:]))
         bias = self.param("bias", bias_init, tuple(self.shape[n:]))
         x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
-        contracted = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
-        return jax.lax.dot_general(x, kernel, (contracted, ((), ()))) + bias
+        # As a product of two matrices: on the CPU the gradient of a product of more axes costs three times as much
+        # (XLA transposes the larger operand); compiled for TPU v6e both forms give the same program.
+        leading, contracted, produced = x.shape[: x.ndim - n], math.prod(self.shape[:n]), self.shape[n:]
+        y = x.reshape(-1, contracted) @ kernel.reshape(contracted, -1)
+        return y.reshape(*leading, *produced) + bias
 
 
 def layer_norm(name: str, axis: str, dtype: DType, use_bias: bool = True) -> nn.LayerNorm:
@@ -97,12 +106,8 @@ class Attention(nn.Module):
         if self.qk_norm:
             query = layer_norm("query_norm", "kv", self.dtype, use_bias=False)(query)
             key = layer_norm("key_norm", "kv", self.dtype, use_bias=False)(key)
-        query = query / jnp.sqrt(jnp.float32(head_dim)).astype(query.dtype)
-        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-        if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "max_logit", jax.lax.stop_gradient(logits).max(axis=(1, 2, 3)))
-        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
-        attended = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        attended, max_logit = attention.attend(query * head_dim**-0.5, key, value)
+        self.sow("intermediates", "max_logit", max_logit)
         attended = nn.with_logical_constraint(attended, ("batch", "length", "heads", "kv"))
         axes = ("heads", "kv", "embed")
         return Linear((heads, head_dim, width), axes, "lecun", contract=2, dtype=self.dtype, name="out")(attended)
@@ -151,12 +156,14 @@ def blocks(
     qk_norm: bool = False,
     remat: str = "none",
     taps: bool = False,
+    unroll: bool = False,
 ) -> nn.Module:
     """A stack of blocks scanned over a leading ``layers`` axis: call it with (x, None).
 
     Returns a module that maps ``[batch, length, width]`` to (the same after ``num_layers`` blocks, taps): with
     ``taps`` the input of every block, ``[layers, batch, length, width]``, else None. ``remat`` is a key of
-    ``REMAT_POLICIES``.
+    ``REMAT_POLICIES``. With ``unroll`` the loop is written out, which costs compilation but saves copying what the
+    backward pass needs into stacked arrays: for stacks of few blocks with many tokens.
 
     Raises:
       UserError: ``remat`` is not the name of a policy.
@@ -165,13 +172,14 @@ def blocks(
         raise UserError(f"remat {remat!r} is not known: it is one of {', '.join(REMAT_POLICIES)}")
     block = Block
     if remat != "none":
-        # Inside a scan the compiler cannot merge the recomputation with the forward pass: no barriers are needed.
-        block = nn.remat(Block, policy=REMAT_POLICIES[remat], prevent_cse=False)
+        # Inside a loop the compiler cannot merge the recomputation with the forward pass: no barriers are needed.
+        block = nn.remat(Block, policy=REMAT_POLICIES[remat], prevent_cse=unroll)
     stack = nn.scan(
         block,
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
         length=num_layers,
+        unroll=num_layers if unroll else 1,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     return stack(size, dtype, qk_norm, taps, name=name)

@@ -96,18 +96,21 @@ def test_initial_values():
             np.testing.assert_array_equal(leaf, 1.0 if name == "scale" else 0.0)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
-def test_rematerialization_changes_memory_not_gradients(remat):
+@pytest.mark.parametrize("remat, unroll", [("full", False), ("dots", False), ("dots", True), ("none", True)])
+def test_rematerialization_and_unrolling_do_not_change_gradients(remat, unroll):
     stack, params, x = make()
 
     def gradient(stack):
         return jax.jit(jax.grad(lambda p: jnp.square(stack.apply({"params": p}, x, None)[0]).sum()))
 
-    plain, again = gradient(stack), gradient(transformer.blocks(3, SMALL, name="stack", remat=remat))
-    for a, b in zip(jax.tree.leaves(plain(params)), jax.tree.leaves(again(params)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(a).max()))
+    other = transformer.blocks(3, SMALL, name="stack", remat=remat, unroll=unroll)
+    plain, again = gradient(stack), gradient(other)
+    wanted = jax.tree.leaves(plain(params))
+    largest = max(float(jnp.abs(leaf).max()) for leaf in wanted)  # the gradient of the keys' bias is rounding alone
+    for a, b in zip(wanted, jax.tree.leaves(again(params)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6 * largest)
     count = [str(jax.make_jaxpr(f)(params)).count("dot_general") for f in (plain, again)]
-    assert count[1] > count[0], "nothing is computed a second time"
+    assert (count[1] > count[0]) == (remat != "none"), "whether something is computed a second time"
 
 
 def test_unknown_policy_is_refused():
@@ -126,13 +129,6 @@ def test_max_logit_is_the_largest_attention_logit_of_each_example():
     )
     wanted = (query @ np.swapaxes(key, -1, -2) / 12**0.5).max(axis=(1, 2, 3))
     np.testing.assert_allclose(sown["intermediates"]["attention"]["max_logit"][0][0], wanted, rtol=1e-5)
-
-
-def test_max_logit_costs_nothing_unless_asked_for():
-    stack, params, x = make()
-    text = str(jax.make_jaxpr(lambda p: stack.apply({"params": p}, x, None))(params))
-    asked = jax.make_jaxpr(lambda p: stack.apply({"params": p}, x, None, mutable=["intermediates"]))
-    assert str(asked(params)).count("reduce_max") > text.count("reduce_max")
 
 
 def test_qk_norm_bounds_the_logits():

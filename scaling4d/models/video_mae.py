@@ -35,7 +35,7 @@ class Processor(nn.Module):
         trunk_layers = self.size.layers - self.joint_layers
         tokens, _ = transformer.blocks(trunk_layers, self.size, name="trunk", **settings)(tokens, None)
         joint = nn.with_logical_constraint(jnp.concatenate([tokens, coarse], axis=1), transformer.TOKENS)
-        joint, _ = transformer.blocks(self.joint_layers, self.size, name="joint", **settings)(joint, None)
+        joint, _ = transformer.blocks(self.joint_layers, self.size, name="joint", unroll=True, **settings)(joint, None)
         return joint[:, tokens.shape[1]:]
 
 
@@ -55,7 +55,8 @@ class Decoder(nn.Module):
         count = self.coarse_grid[0] * self.coarse_grid[1] * self.coarse_grid[2]
         init = nn.with_logical_partitioning(init, ("coarse", "embed"))
         self.coarse_tokens = self.param("coarse_tokens", init, (count, self.width))
-        self.to_pixels = transformer.Linear((self.width, self.values), ("embed", "pixels"), "lecun", dtype=self.dtype)
+        # From a random kernel the first hundreds of steps of a small model go into unlearning its noise.
+        self.to_pixels = transformer.Linear((self.width, self.values), ("embed", "pixels"), "zeros", dtype=self.dtype)
 
     def tokens(self, batch: int) -> jax.Array:
         """The coarse tokens for every example: ``[batch, coarse tokens, width]``."""

@@ -84,6 +84,13 @@ def test_sincos_tables_of_patches_and_coarse_tokens_share_coordinates():
     np.testing.assert_allclose(table[0, :, 0, 16], coarse[0, :, 0, 16], atol=1e-6)
 
 
+def test_the_first_prediction_is_black_not_noise(batch):
+    model = VideoMAE(SMALL, CLIP)
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), *batch))["params"]
+    assert not np.asarray(params["decoder"]["to_pixels"]["kernel"]).any()
+    assert not np.asarray(jax.jit(model.apply)({"params": params}, *batch)).any()
+
+
 @pytest.mark.parametrize("change, text", [
     ({"clip": (15, 32, 48)}, "15x32x48.*not a whole number of 2x16x16"),
     ({"coarse_grid": (3, 2, 2)}, "4x32x48.*not a whole number of 3x2x2"),

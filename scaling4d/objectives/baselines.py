@@ -15,16 +15,22 @@ from scaling4d.models.patches import Grid
 
 
 def patch_colors(video: jax.Array, patch: Grid) -> tuple[jax.Array, jax.Array]:
-    """Mean color and mean squared deviation from it, of each patch of uint8 (or [0, 1]) clips.
+    """Mean color and mean squared deviation from it, of each patch of uint8 clips.
 
     Returns float32 ``[batch, patches, channel]`` means and ``[batch, patches]`` deviations (mean over pixels and
-    channels), in units of [0, 1] and its square.
+    channels), in units of [0, 1] and its square. Sums over the rows of a patch are taken in integers, exactly and
+    without a float32 clip; the deviation is then that inside columns plus that between them, so nothing cancels.
+    A patch is at most 181 pixels high, or the integers would overflow.
     """
     batch, frames, height, width, channels = video.shape
     (nt, nh, nw), (t, h, w) = patches.block_grid((frames, height, width), patch), patch
-    blocks = patches.unit_range(video).reshape(batch, nt, t, nh, h, nw, w, channels)
-    mean = blocks.mean(axis=(2, 4, 6), keepdims=True)
-    deviation = jnp.square(blocks - mean).mean(axis=(2, 4, 6, 7))
+    rows = video.reshape(batch, frames, nh, h, width * channels).astype(jnp.int32)
+    sums, squares = rows.sum(axis=3), jnp.square(rows).sum(axis=3)
+    shape = (batch, nt, t, nh, nw, w, channels)
+    columns = sums.reshape(shape) / (255.0 * h)
+    inside = (h * squares - jnp.square(sums)).reshape(shape) / (255.0 * h) ** 2
+    mean = columns.mean(axis=(2, 5), keepdims=True)
+    deviation = (inside + jnp.square(columns - mean)).mean(axis=(2, 5, 6))
     return mean.reshape(batch, -1, channels), deviation.reshape(batch, -1)
 
 

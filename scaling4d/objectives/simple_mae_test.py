@@ -241,14 +241,16 @@ def test_it_is_the_same_on_a_mesh(params):
 
 
 def test_bfloat16_stays_near_float32():
-    """The tiny model at its first step: loss within 0.5%, gradient norm within 2%, direction within 5 degrees."""
+    """The tiny model with random pixels: loss within 0.5%, gradient norm within 2%, direction within 5 degrees."""
     clip = (16, 112, 112)
     batch = batch_of(2, clip)
     results = []
+    kernel = np.random.default_rng(0).standard_normal((128, 3072)).astype(np.float32) / 128**0.5
     for dtype in ("float32", "bfloat16"):
         model = {"dtype": dtype, "position_init": "sincos"}
         task = objective(model_size("tiny"), clip, model, mask_ratio=0.95)
         params = nn.unbox(jax.jit(task.init)(jax.random.key(0)))["params"]
+        params["decoder"]["to_pixels"]["kernel"] = kernel  # the initial 0 would hide the blocks
         gradient = jax.jit(jax.value_and_grad(lambda p, task=task: task.loss(p, batch, train=True)[0]))
         loss, grads = gradient(params)
         leaves = jax.tree.leaves(grads)
@@ -264,7 +266,7 @@ def test_bfloat16_stays_near_float32():
 def test_it_learns_to_carry_what_is_visible_to_what_is_not():
     """Clips of one color each, new ones at every step: no table can know the color, attention must fetch it.
 
-    300 steps bring the error on unseen colors from far above their variance (1/12) to 3% of it; 10% are allowed.
+    300 steps bring the error on unseen colors from above their variance (1/12) to 3% of it; 10% are allowed.
     """
     task = objective(model={"position_init": "sincos"})
     params = nn.unbox(jax.jit(task.init)(jax.random.key(0)))["params"]
