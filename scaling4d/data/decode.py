@@ -147,7 +147,7 @@ def decode_clip(data: bytes, stored: int, settings: ClipSettings, draws: Draws) 
         places.setdefault(number, []).append(place)
     out = np.empty((settings.frames, settings.size, settings.size, 3), np.uint8)
     crop = None
-    for number, frame in _frames_from(data, window[0]):
+    for number, frame in _decode_frames(data, frozenset(places)):
         if number in places:
             if crop is None:
                 crop = crop_box(frame.width, frame.height, settings, draws)
@@ -163,11 +163,15 @@ def decode_clip(data: bytes, stored: int, settings: ClipSettings, draws: Draws) 
     raise BadClip(f"the video ends before frame {max(places)}; the record says {stored} frames")
 
 
-def _frames_from(data: bytes, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Yields (frame number, frame) from the keyframe at or before frame ``first`` on; raises BadClip."""
+def _decode_frames(data: bytes, wanted: frozenset[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yields (frame number, frame) for at least the ``wanted`` ones that are there; raises BadClip.
+
+    Decoding begins at the keyframe at or before the first wanted frame. Of the others, those that no frame refers to
+    (half of the B-frames) are not decoded.
+    """
     try:
         with av.open(io.BytesIO(data), format="mp4") as container:
-            yield from _seek_and_decode(container, first)
+            yield from _seek_and_decode(container, wanted)
     except BadClip:
         raise
     # Only PyAV runs inside this block (a generator does not see its consumer's errors), and on damaged files it raises
@@ -176,7 +180,9 @@ def _frames_from(data: bytes, first: int) -> Iterator[tuple[int, av.VideoFrame]]
         raise BadClip(f"{type(error).__name__}: {error}") from error
 
 
-def _seek_and_decode(container: av.container.InputContainer, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
+def _seek_and_decode(
+    container: av.container.InputContainer, wanted: frozenset[int]
+) -> Iterator[tuple[int, av.VideoFrame]]:
     if not container.streams.video:
         raise BadClip("no video stream")
     stream = container.streams.video[0]
@@ -189,16 +195,33 @@ def _seek_and_decode(container: av.container.InputContainer, first: int) -> Iter
     rate, time_base = stream.average_rate, stream.time_base
     if not rate or not time_base:
         raise BadClip("no frame rate")
-    ticks = 1 / (rate * time_base)  # time stamps from one frame to the next
+    ticks = float(1 / (rate * time_base))  # from one frame to the next
     origin = stream.start_time or 0
+    first = min(wanted)
     if first:
         container.seek(origin + int(first * ticks), stream=stream)
-    for frame in container.decode(stream):
-        if frame.pts is None:
-            raise BadClip("a frame without time stamp")
-        if frame.is_corrupt:
-            raise BadClip("a damaged frame")
-        yield round((frame.pts - origin) / ticks), frame
+    for packet in container.demux(stream):
+        if packet.pts is not None:
+            number = round((packet.pts - origin) / ticks)
+            if number not in wanted and _is_never_referred_to(memoryview(packet)):
+                continue
+        for frame in packet.decode():
+            if frame.pts is None:
+                raise BadClip("a frame without time stamp")
+            if frame.is_corrupt:
+                raise BadClip("a damaged frame")
+            yield round((frame.pts - origin) / ticks), frame
+
+
+def _is_never_referred_to(packet: memoryview) -> bool:
+    """Whether an H.264 packet (units after 4-byte lengths) is a picture with nal_ref_idc 0 (ITU-T H.264, 7.4.1)."""
+    place = 0
+    while place + 5 <= len(packet):
+        header = packet[place + 4]
+        if header & 31 in (1, 5):  # a slice
+            return header & 0x60 == 0
+        place += 4 + int.from_bytes(packet[place : place + 4], "big")
+    return False
 
 
 def _pixels(frame: av.VideoFrame, crop: Crop, out: np.ndarray) -> None:

@@ -106,5 +106,11 @@ def test_a_folder_without_clips_is_named_when_the_task_is_used(tmp_path):
         task.get_dataset(split="train")
 
 
+def test_a_stream_of_something_else_is_refused(task):
+    seqio.MixtureRegistry.add("source_test_mixture", [("source_test", 1.0)])
+    with pytest.raises(UserError, match="'source_test_mixture' is no task that reads clips"):
+        ClipStream(task="source_test_mixture", split="train", settings=SETTINGS, seed=2, batch_size=2)
+
+
 def test_accelerators_are_hidden_from_tensorflow():
     assert not tf.config.get_visible_devices("GPU") and not tf.config.get_visible_devices("TPU")

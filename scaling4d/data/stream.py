@@ -73,9 +73,9 @@ class ClipStream:
         from scaling4d.data.tensorflow_setup import seqio, tf
 
         provider = _find_task(seqio, task)
-        source = provider.source
+        source = getattr(provider, "source", None)  # a mixture has none
         if not isinstance(source, ClipSource):
-            raise UserError(f"task {task!r} does not read clips: its source must be a scaling4d.data.source.ClipSource")
+            raise UserError(f"{task!r} is no task that reads clips: its source must be scaling4d.data.source.ClipSource")
         self.num_examples: int = len(source.records(split))
         self.fingerprint: dict[str, Any] = {
             "task": task,

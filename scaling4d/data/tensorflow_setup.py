@@ -46,7 +46,7 @@ with _without_noise():
         import seqio
         import tensorflow as tf
     except ModuleNotFoundError as error:
-        raise UserError(f"reading clips needs {error.name}: pip install 'scaling4d[train]'") from error
+        raise UserError(f"this needs {error.name}: pip install 'scaling4d[train]'") from error
     for _kind in ("GPU", "TPU"):
         if tf.config.get_visible_devices(_kind):
             tf.config.set_visible_devices([], _kind)
