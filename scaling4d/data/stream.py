@@ -75,7 +75,7 @@ class ClipStream:
         provider = _find_task(seqio, task)
         source = getattr(provider, "source", None)  # a mixture has none
         if not isinstance(source, ClipSource):
-            raise UserError(f"{task!r} is no task that reads clips: its source must be scaling4d.data.source.ClipSource")
+            raise UserError(f"{task!r} is no task that reads clips (its source must be a data.source.ClipSource)")
         self.num_examples: int = len(source.records(split))
         self.fingerprint: dict[str, Any] = {
             "task": task,
