@@ -1,7 +1,7 @@
 """Everything a gin file can name.
 
 Responsible for: the list of configurables, and the few that exist only to turn plain gin values into typed ones. Not
-responsible for: gin's rules (``config.py``). The library itself never looks anything up in gin: this is its edge.
+responsible for: gin's rules (``config/``). The library itself never looks anything up in gin: this is its edge.
 """
 
 from typing import Literal

@@ -30,7 +30,7 @@ class WarmupCosine:
     end_factor: float = 0.0
 
     def build(self, peak: float, total_steps: int) -> optax.Schedule:
-        _check_fits("warmup_steps", self.warmup_steps, total_steps)
+        _check_fits("warmup_steps", self.warmup_steps, total_steps - 1)
         return optax.warmup_cosine_decay_schedule(0.0, peak, self.warmup_steps, total_steps, peak * self.end_factor)
 
 
@@ -93,6 +93,6 @@ def kernels_only(params: object) -> object:
     )
 
 
-def _check_fits(name: str, steps: int, total_steps: int) -> None:
-    if steps > total_steps or steps < 0:
-        raise UserError(f"{name} is {steps}, but the run has {total_steps} steps (TRAIN_STEPS): use 0 to {total_steps}")
+def _check_fits(name: str, steps: int, most: int) -> None:
+    if not 0 <= steps <= most:
+        raise UserError(f"{name} is {steps}: use 0 to {most}, or raise --gin.TRAIN_STEPS")

@@ -2,7 +2,7 @@
 
 Responsible for: ``config.gin`` (and ``config-<step>.gin`` after a change), ``model.json``, ``model-info.txt``,
 ``versions.json`` and ``DONE``, and the check that a resumed run still is the same run. Not responsible for: the text of
-the configuration (``config.py``) or how files are written (``run_folder.py``).
+the configuration (``config/``) or how files are written (``run_folder.py``).
 """
 
 import importlib.metadata

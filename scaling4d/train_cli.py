@@ -1,7 +1,7 @@
 """``scaling4d train``: flags in, a run out.
 
 Responsible for: the command's flags, the names gin files may use, and building the run they describe. Not responsible
-for: gin's rules (``config.py``) or the run itself (``train.py``).
+for: gin's rules (``config/``) or the run itself (``train.py``).
 """
 
 import sys
@@ -13,7 +13,7 @@ Pretrains a model. The same command started again resumes from the newest checkp
   --gin_file=FILE           a shipped recipe (pretrain/tiny.gin) or a path; later files win over earlier ones
   --gin.NAME=VALUE          sets a macro (--gin.TRAIN_STEPS=100) or a parameter (--gin.AdamW.learning_rate=1e-3)
   --gin_search_paths=A,B    more folders to look for gin files in
-  --model_dir=DIR           the run folder; the same as --gin.MODEL_DIR=DIR
+  --model_dir=DIR           the run folder, in place of the macro MODEL_DIR
   --dry_run                 print mesh, parameters, batch, steps, what would be restored, disk and memory; train nothing
   --show_batch              write the first augmented batch, visible patches outlined, as mp4; train nothing
   --allow_config_changes    resume although the configuration changed in a way that changes what is learned
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     for flag in rest:
         name, equals, value = flag.removeprefix("--").partition("=")
         if name == "model_dir" and equals:
-            bindings.append(f"MODEL_DIR={value}")
+            bindings.append(f"train.model_dir={value!r}")
         elif name == "lease_stale_s" and equals:
             options[name] = _seconds(flag, value)
         elif flag.startswith("--") and not equals and isinstance(options.get(name), bool):

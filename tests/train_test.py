@@ -143,7 +143,7 @@ def test_dry_run_and_show_batch_train_nothing(tmp_path, clips, capsys):
         (["--gin.SIZE=tny"], ["tny", "tiny"]),
         (["--gin.TRAIN_STEP=5"], ["TRAIN_STEP", "TRAIN_STEPS"]),
         (["--gin.REMAT=ful"], ["ful", "full"]),
-        (["--gin.DATA_DIR=/nowhere"], ["/nowhere", "scaling4d ingest"]),
+        (["--gin.DATA_DIR=/nowhere", "--gin.ClipData.task=other"], ["/nowhere", "scaling4d ingest"]),
         (["--gin.INITIAL_CHECKPOINT_PATH=/nowhere"], ["/nowhere", "INITIAL_CHECKPOINT_PATH"]),
         (["--fast"], ["--fast", "--help"]),
         (["--model_dir=/proc/run"], ["/proc/run"]),
