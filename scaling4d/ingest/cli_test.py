@@ -1,8 +1,10 @@
 import io
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -10,7 +12,7 @@ from scaling4d.errors import UserError
 from scaling4d.ingest import cli
 from scaling4d.ingest.progress import ProgressLine, duration, line
 from scaling4d.ingest.run import Progress
-from tests.video_files import coded_video, write_video
+from tests.video_files import coded_frame, coded_video, write_video
 
 FLAGS = ["--short_side", "64", "--frames", "16", "--workers", "1", "--cut_threshold", "none"]
 
@@ -93,6 +95,31 @@ def test_a_disk_that_takes_no_more_ends_it(folder, tmp_path):
     )
     assert done.returncode == 1 and "UserError: ingest stopped, nothing was finished" in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_command_leaves_no_data_set_and_can_be_repeated(tmp_path, sent):
+    (tmp_path / "in").mkdir()
+    first = write_video(tmp_path / "in/0.mp4", [coded_frame(i % 200, 0, 360, 640) for i in range(240)])
+    for number in range(1, 6):
+        (tmp_path / f"in/{number}.mp4").write_bytes(first.read_bytes())
+    arguments = ["ingest", "--input", tmp_path / "in", "--output", tmp_path / "out", "--workers", "2"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "scaling4d.main", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert "0/6 videos" in running.stderr.readline()
+    time.sleep(0.3)
+    running.send_signal(sent)
+    assert running.wait(60) == (130 if sent == signal.SIGINT else -9)
+    assert "Traceback" not in running.stderr.read()
+    left = [path.name for path in (tmp_path / "out").iterdir()]
+    assert left == ([] if sent == signal.SIGINT else [".ingest"])
+    again = ["--input", tmp_path / "in/0.mp4", "--output", tmp_path / "out", *FLAGS]
+    assert cli.main([str(argument) for argument in again]) == 0
+    assert not (tmp_path / "out/.ingest").exists()
 
 
 def test_the_time_left_follows_from_the_bytes():
