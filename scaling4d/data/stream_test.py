@@ -223,7 +223,7 @@ sys.exit(int(sys.argv[3]))
 """
 
 
-@pytest.mark.parametrize(("how", "code"), [("exit", 0), ("exit", 42), ("raise", 1), ("thread", 0)])
+@pytest.mark.parametrize(("how", "code"), [("exit", 42), ("raise", 1), ("thread", 0)])
 def test_a_process_with_a_live_stream_ends(clip_set, how, code):
     """Without the stream's own closing this hangs or aborts (134) every time."""
     done = subprocess.run(

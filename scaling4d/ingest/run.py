@@ -245,13 +245,13 @@ def _finish(
         dropped_frames=sum(result.dropped_frames for result in results),
         splits=splits,
     )
-    _remove_finished(folder)
-    for shard in (shard for split in splits.values() for shard in split.shards):
-        for name in (shard.name, shard.index_name):
-            os.replace(work / name, folder / name)
-    _write_errors(folder, skipped)
+    _write_errors(work, skipped)
     write_durably(work / MANIFEST_NAME, manifest.to_json().encode())
-    os.replace(work / MANIFEST_NAME, folder / MANIFEST_NAME)
+    _remove_finished(folder)  # from here on nothing is written, only renamed: a full disk has been noticed before
+    shards = [shard for split in splits.values() for shard in split.shards]
+    names = [name for shard in shards for name in (shard.name, shard.index_name)]
+    for name in (*names, ERRORS_NAME, MANIFEST_NAME):
+        os.replace(work / name, folder / name)
     return Summary(manifest, skipped)
 
 

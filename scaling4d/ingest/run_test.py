@@ -3,6 +3,7 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 
 import pytest
 
@@ -147,10 +148,7 @@ def test_the_same_command_again_is_done_at_once(videos, ingested):
 
 
 def test_another_data_set_is_only_replaced_on_request(videos, ingested, tmp_path):
-    import shutil
-
-    output = tmp_path / "clips"
-    shutil.copytree(ingested, output)
+    output = shutil.copytree(ingested, tmp_path / "clips")
     other = IngestSettings(short_side=32, frames=16, min_frames=8, holdout=0.3)
     with pytest.raises(UserError, match="short_side 64 -> 32, shard_clips 4 -> 1024.*--overwrite"):
         ingest(videos, output, other)
@@ -240,6 +238,18 @@ def test_a_full_disk_is_one_clear_line_and_nothing_finished(videos, tmp_path, mo
         ingest(videos, tmp_path / "out", SETTINGS, workers=2)
     assert "\n" not in str(error.value) and str(tmp_path / "out") in str(error.value)
     assert not (tmp_path / "out/manifest.json").exists() and not (tmp_path / "out/.ingest").exists()
+
+
+def test_a_full_disk_keeps_the_data_set_that_was_to_be_replaced(videos, ingested, tmp_path, monkeypatch):
+    output = shutil.copytree(ingested, tmp_path / "clips")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(run, "write_durably", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        ingest(videos / "more", output, SETTINGS, overwrite=True)
+    assert contents(output) == contents(ingested)
 
 
 def test_an_output_that_cannot_be_written_is_one_clear_line(videos, tmp_path):

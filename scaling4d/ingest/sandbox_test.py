@@ -22,7 +22,7 @@ def work_refuse(arguments):
 
 
 def work_eat_memory(arguments):
-    yield {"bytes": len(bytearray(2 << 30))}, b""
+    yield {"bytes": len(bytearray(600 << 20))}, b""
 
 
 def work_spin(arguments):
@@ -82,8 +82,8 @@ def test_the_reason_of_the_work_comes_through_after_its_results():
 
 
 def test_memory_is_limited():
-    assert failure("work_eat_memory").reason == "memory"
-    assert len(results("work_eat_memory", Limits(memory_bytes=4 << 30))) == 1
+    assert failure("work_eat_memory", Limits(memory_bytes=500 << 20)).reason == "memory"
+    assert len(results("work_eat_memory", Limits(memory_bytes=2 << 30))) == 1
 
 
 @pytest.mark.parametrize("work", ["work_spin", "work_sleep"])

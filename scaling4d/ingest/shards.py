@@ -11,6 +11,7 @@ import os
 import pathlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import google_crc32c
 
@@ -94,14 +95,14 @@ class _ShardWriter:
     def __init__(self, folder: pathlib.Path, split: str, clips_a_shard: int):
         self._folder, self._split, self._most = folder, split, clips_a_shard
         self._shards: list[Shard] = []
-        self._file = None
+        self._file: BinaryIO | None = None
         self._lengths: list[int] = []
         self._bytes = 0
         self._checksum = google_crc32c.Checksum()
 
     def add(self, entry: bytes) -> None:
         if self._file and (len(self._lengths) == self._most or self._bytes + len(entry) > _SHARD_BYTES):
-            self._close()
+            self._close(self._file)
         if not self._file:
             self._file = open(self._folder / shard_name(self._split, len(self._shards)), "wb")
             self._lengths, self._bytes, self._checksum = [], 0, google_crc32c.Checksum()
@@ -112,13 +113,13 @@ class _ShardWriter:
 
     def finish(self) -> list[Shard]:
         if self._file:
-            self._close()
+            self._close(self._file)
         return self._shards
 
-    def _close(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+    def _close(self, file: BinaryIO) -> None:
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
         self._file = None
         name = shard_name(self._split, len(self._shards))
         index = encode_index(self._lengths)
