@@ -7,8 +7,8 @@ import numpy as np
 
 from scaling4d.data.manifest import MANIFEST_NAME, Manifest
 from scaling4d.ingest.clips import EncodedClip
-from scaling4d.ingest.encode import encode_mp4
 from scaling4d.ingest.shards import SpoolWriter, write_split
+from scaling4d.mp4 import encode_i420
 from tests.video_files import coded_frame
 
 
@@ -22,7 +22,7 @@ def to_i420(rgb: np.ndarray) -> np.ndarray:
 def encode_coded_clip(frames: int, source: int, *, height: int = 96, width: int = 160, first: int = 0) -> bytes:
     """The mp4 of a clip whose frames carry (number, source); see ``video_files.coded_frame``."""
     pixels = [to_i420(coded_frame(first + number, source, height, width)) for number in range(frames)]
-    return encode_mp4(pixels, Fraction(24), crf=23, gop=16)
+    return encode_i420(pixels, Fraction(24), crf=23, gop=16)
 
 
 def write_clip_set(

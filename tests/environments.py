@@ -6,6 +6,7 @@ Responsible for: a virtual environment that holds chosen distributions of this o
 import importlib.metadata
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -22,7 +23,10 @@ def locked(name: str) -> list[str]:
 
 def build_wheel(folder: pathlib.Path) -> pathlib.Path:
     """The project's wheel, built from the checkout."""
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    source = folder / "source"  # setuptools leaves a build folder behind, and would pack what an older one holds
+    unwanted = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=unwanted)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return next(folder.glob("*.whl"))
 

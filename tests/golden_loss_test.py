@@ -25,7 +25,7 @@ STEPS, BATCH, CLIPS = 30, 4, 8
 
 
 def curve() -> list[float]:
-    """Losses of ``STEPS`` steps on ``CLIPS`` clips of the procedural world, every pixel of which follows from a seed."""
+    """Losses of ``STEPS`` steps on ``CLIPS`` clips of the procedural world, whose every pixel follows from a seed."""
     clips = np.stack([render(scene_from_seed(seed), 16, 112, 112, tracks=1).video for seed in range(CLIPS)])
     model = VideoMAE(model_size("tiny"), (16, 112, 112), position_init="sincos", position_amplitude=4.0)
     partitioner = Partitioner((1, 1, 1))

@@ -43,7 +43,7 @@ def main() -> int:
         heading(f"1. Videos in {options.videos}")
         videos = sample(options.videos, output / "videos")
     heading("2. Clip records")
-    limits = ["--short_side=128", f"--max_clips_per_file={CLIPS_PER_FILE}"]
+    limits = ["--short_side=128", f"--clips_per_file={CLIPS_PER_FILE}"]
     command("ingest", f"--input={videos}", f"--output={clips}", *limits)
 
     heading("3. Pretraining, stopped half-way and resumed")

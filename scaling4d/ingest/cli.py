@@ -59,6 +59,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="shorter leftovers of a scene are dropped (%(default)s)",
     )
     add(
+        "--clips_per_file",
+        type=_number_or_none(int),
+        default=default.clips_per_file,
+        metavar="N",
+        help="take only the first so many clips of a file, or none to take all (%(default)s)",
+    )
+    add(
         "--fps",
         type=_number_or_none(float),
         default=default.fps,

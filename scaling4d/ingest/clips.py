@@ -11,9 +11,10 @@ from typing import Any
 
 from scaling4d.ingest import sandbox
 from scaling4d.ingest.cut import clips, scenes
-from scaling4d.ingest.encode import encode_mp4, frame_rate
 from scaling4d.ingest.media import MediaError, MediaLimits, decode, limits_from
 from scaling4d.ingest.settings import IngestSettings
+from scaling4d.ingest.timing import frame_rate
+from scaling4d.mp4 import encode_i420
 
 _MOST_LONG_SIDE = 4096
 _LEAST_SHORT_SIDE = 16
@@ -82,8 +83,10 @@ def _work(arguments: dict[str, Any]) -> Iterator[sandbox.Message]:
             "width": width,
             "height": height,
         }
-        yield header, encode_mp4(pixels, rate, crf=settings.crf, gop=settings.gop)
+        yield header, encode_i420(pixels, rate, crf=settings.crf, gop=settings.gop)
         number += 1
+        if number == settings.clips_per_file:
+            break
     if not number:
         raise MediaError("too_short", f"{dropped} frames, no scene of {settings.min_frames} or more")
     yield {"dropped": dropped}, b""

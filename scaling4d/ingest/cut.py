@@ -1,7 +1,7 @@
 """Cuts a stream of frames into scenes and scenes into clips.
 
 Responsible for: where a clip begins and ends. Not responsible for: decoding before (``media.py``) or encoding after
-(``encode.py``).
+(``mp4.py``).
 """
 
 from collections.abc import Iterable, Iterator

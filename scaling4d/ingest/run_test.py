@@ -184,6 +184,15 @@ def test_a_single_video_is_for_training(tmp_path):
     assert manifest.splits["train"].clips == 1 and manifest.splits["validation"].clips == 0
 
 
+def test_only_the_first_clips_of_a_file_are_taken_on_request(videos, tmp_path):
+    ingest(videos / "0.mp4", tmp_path / "out", IngestSettings(short_side=64, frames=16, min_frames=8, clips_per_file=2))
+    clips = all_records(tmp_path / "out")["train"]
+    assert [(clip["frames"], clip["start_us"] > 0) for clip in sorted(clips, key=lambda clip: clip["start_us"])] == [
+        (16, False),
+        (16, True),
+    ]
+
+
 def test_frame_rates_are_normalized_on_request(tmp_path):
     write_video(tmp_path / "a.mp4", coded_video(48, 1), fps=24)
     ingest(tmp_path / "a.mp4", tmp_path / "out", IngestSettings(frames=16, min_frames=8, fps=12))

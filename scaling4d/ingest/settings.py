@@ -19,6 +19,7 @@ class IngestSettings:
     crf, gop: x264's quality (0 best, 51 worst) and the most frames between keyframes.
     cut_threshold: a scene ends where a 32 x 18 grey thumbnail changes by more levels (0 to 255) on average; None cuts
       nowhere. Finds hard cuts; fades pass.
+    clips_per_file: only the first so many clips of a file are taken, and the rest of it is not read; None takes all.
     holdout: share of the source videos that make the validation split (at least one of two or more, unless 0).
     shard_clips: clips a shard file.
     """
@@ -30,6 +31,7 @@ class IngestSettings:
     crf: int = 23
     gop: int = 16
     cut_threshold: float | None = 30.0
+    clips_per_file: int | None = None
     holdout: float = 0.1
     shard_clips: int = 1024
 
@@ -41,6 +43,8 @@ class IngestSettings:
         _check("gop", self.gop, 1, 1024)
         _check("holdout", self.holdout, 0, 0.9)
         _check("shard_clips", self.shard_clips, 1, 1 << 20)
+        if self.clips_per_file is not None:
+            _check("clips_per_file", self.clips_per_file, 1, 1 << 20)
         if self.fps is not None:
             _check("fps", self.fps, 0.1, 240)
         if self.cut_threshold is not None:

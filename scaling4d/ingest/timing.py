@@ -5,8 +5,11 @@ Not responsible for: decoding (``media.py``) or cutting into clips (``cut.py``).
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
 
 T = TypeVar("T")
 
@@ -76,3 +79,20 @@ def _shown_until(timed: Timed, end: float, origin: float, count: int, fps: float
     while (seconds := origin + count / fps) <= end + 1e-9:
         yield Timed(seconds, timed.frame, fps, timed.jump and count == 0)
         count += 1
+
+
+def frame_rate(seconds: Sequence[float], stated: float) -> Fraction:
+    """Frames a second of a clip whose frames are shown at ``seconds``.
+
+    The stated rate where the mean or the median interval agrees within 2% (times may be rounded to milliseconds, or one
+    frame be missing), else that of the mean interval. In whole thousandths of a frame a second, or an NTSC rate (30000/
+    1001 and the like).
+    """
+    rate = stated
+    if len(seconds) > 1:
+        mean, median = float(np.mean(np.diff(seconds))), float(np.median(np.diff(seconds)))
+        if min(abs(mean * stated - 1), abs(median * stated - 1)) > 0.02:
+            rate = 1 / mean
+    rate = min(max(rate, 0.01), 1000.0)
+    ntsc = Fraction(round(rate * 1.001) * 1000, 1001)
+    return ntsc if ntsc and abs(rate - ntsc) < 1e-4 * rate else Fraction(round(rate * 1000), 1000)

@@ -1,10 +1,11 @@
 import math
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling4d.ingest.timing import DEFAULT_RATE, Timed, nominal_rate, resample, rising_times
+from scaling4d.ingest.timing import DEFAULT_RATE, Timed, frame_rate, nominal_rate, resample, rising_times
 
 
 def times(frames) -> list[float]:
@@ -87,3 +88,21 @@ def test_a_jump_is_not_filled_with_repeats():
 def test_rates_that_cannot_be_are_not_believed(rate):
     assert nominal_rate(rate) == DEFAULT_RATE
     assert nominal_rate(29.97) == 29.97
+
+
+@pytest.mark.parametrize(
+    ("seconds", "stated", "expected"),
+    [
+        ([i / 24 for i in range(64)], 24.0, Fraction(24)),
+        ([i / 29.97003 for i in range(64)], 29.97003, Fraction(30000, 1001)),
+        ([round(i / 60, 3) for i in range(20)], 60.0, Fraction(60)),
+        ([0, *(i / 25 for i in range(2, 65))], 25.0, Fraction(25)),
+        ([i / 30 for i in range(64)], 28.05, Fraction(30)),
+        ([i / 23.976 for i in range(64)], 23.976, Fraction(24000, 1001)),
+        ([i / 12.5 for i in range(64)], 12.5, Fraction(25, 2)),
+        ([i * 100 for i in range(20)], 25.0, Fraction(1, 100)),
+        ([5.0], 25.0, Fraction(25)),
+    ],
+)
+def test_frame_rates(seconds, stated, expected):
+    assert frame_rate(seconds, stated) == expected
