@@ -7,6 +7,7 @@ end at once. Not responsible for: saving (``train.py``), agreement between proce
 import os
 import signal
 import sys
+from typing import Any
 
 from scaling4d import exits
 
@@ -16,7 +17,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
         return self.signal_name is not None

@@ -154,7 +154,7 @@ class Run:
         if (done := run_records.done_step(run)) is not None:
             old, new = (float(self.optimizer.rate(steps)(step)) for steps in (done, self.total_steps))
             if not np.isclose(old, new):
-                say(f"the learning rate jumps from {old:.2e} to {new:.2e} at step {step}: ConstantCooldown would not jump")
+                say(f"the learning rate jumps from {old:.2e} to {new:.2e} at step {step} (ConstantCooldown would not)")
         if step >= self.total_steps:
             raise UserError(f"{source}: the run ends at {self.total_steps}; raise --gin.TRAIN_STEPS")
         run_records.write(run, trainer, start.resolved_config, step=step, changed=bool(changes))

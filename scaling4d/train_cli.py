@@ -34,33 +34,34 @@ def main(argv: list[str]) -> int:
     from scaling4d.errors import UserError
 
     gin_files, bindings, search_paths, rest = config.parse_flags(argv)
-    options = {"dry_run": False, "show_batch": False, "allow_config_changes": False, "lease_stale_s": 60.0}
+    switches = {"dry_run": False, "show_batch": False, "allow_config_changes": False}
+    lease_stale_s = 60.0
     for flag in rest:
         name, equals, value = flag.removeprefix("--").partition("=")
         if name == "model_dir" and equals:
             bindings.append(f"train.model_dir={value!r}")
         elif name == "lease_stale_s" and equals:
-            options[name] = _seconds(flag, value)
-        elif flag.startswith("--") and not equals and isinstance(options.get(name), bool):
-            options[name] = True
+            lease_stale_s = _seconds(flag, value)
+        elif flag.startswith("--") and not equals and name in switches:
+            switches[name] = True
         else:
             raise UserError(f"unknown flag '{flag}'; see scaling4d train --help")
     configurables.register()
     config.parse(gin_files, bindings, search_paths, roots=["train"])
     run = configurables.build_run()
-    if options["dry_run"]:
+    if switches["dry_run"]:
         from scaling4d import dry_run
 
         dry_run.report(run)
         return exits.DONE
-    if options["show_batch"]:
+    if switches["show_batch"]:
         from scaling4d import dry_run
 
         dry_run.show_batch(run)
         return exits.DONE
     from scaling4d.train import Start
 
-    start = Start(config.resolved_config(), options["allow_config_changes"], options["lease_stale_s"])
+    start = Start(config.resolved_config(), switches["allow_config_changes"], lease_stale_s)
     return run.start(start)
 
 

@@ -12,7 +12,7 @@ from scaling4d.data import decode
 from scaling4d.data.decode import BadClip, ClipSettings, Crop, crop_box, decode_clip, frame_window
 from scaling4d.data.order import Draws
 from scaling4d.errors import UserError
-from scaling4d.ingest.encode import encode_mp4
+from scaling4d.mp4 import encode_i420
 from tests.clip_sets import encode_coded_clip, to_i420
 from tests.video_files import read_code
 
@@ -57,7 +57,7 @@ def reference(data: bytes, numbers: list[int], crop: Crop, size: int) -> np.ndar
 def test_pixels_agree_with_an_independent_reference(size, crop, flip):
     """Within 2.5 levels on average and 38 dB: chroma is resized before conversion here, after it in the reference."""
     frames = natural_frames(40, 96, 160)
-    data = encode_mp4([to_i420(frame) for frame in frames], Fraction(30), crf=18, gop=16)
+    data = encode_i420([to_i420(frame) for frame in frames], Fraction(30), crf=18, gop=16)
     settings = ClipSettings(frames=8, size=size, stride=3, crop=crop, flip=flip)
     for index in range(6):
         got = decode_clip(data, 40, settings, Draws(1, index))
@@ -85,7 +85,7 @@ def test_every_frame_is_found_from_every_start(rate, gop):
     """Seeking must never miss the wanted frame, with B-frames and whatever the time base makes of the rate."""
     from tests.video_files import coded_frame
 
-    data = encode_mp4([to_i420(coded_frame(number, 7, 48, 64)) for number in range(40)], rate, crf=23, gop=gop)
+    data = encode_i420([to_i420(coded_frame(number, 7, 48, 64)) for number in range(40)], rate, crf=23, gop=gop)
     decoded = 0
     for first in range(40):
         wanted = frozenset(range(first, 40))
