@@ -23,7 +23,7 @@ def block_grid(clip: Grid, block: Grid) -> Grid:
     if any(size <= 0 or part <= 0 or size % part for size, part in zip(clip, block, strict=True)):
         raise UserError(f"a clip of {_text(clip)} (frames x height x width) is not a whole number of {_text(block)} "
                         f"blocks; change the clip or the block so that each number divides")
-    return tuple(size // part for size, part in zip(clip, block, strict=True))
+    return clip[0] // block[0], clip[1] // block[1], clip[2] // block[2]
 
 
 def _text(shape: Grid) -> str:
@@ -55,7 +55,8 @@ def take_blocks(video: jax.Array, indices: jax.Array, block: Grid) -> jax.Array:
     Equals ``take_along_axis(fold(video, block), indices)`` without folding the whole clip: with 95% of the patches
     dropped, only 5% of the pixels are ever moved.
     """
-    _, nh, nw = block_grid(video.shape[1:4], block)
+    _, frames, height, width, _ = video.shape
+    _, nh, nw = block_grid((frames, height, width), block)
     t, h, w = block
 
     def take(clip: jax.Array, index: jax.Array) -> jax.Array:

@@ -38,13 +38,13 @@ class Linear(nn.Module):
     """y = x kernel + bias, contracting the last ``contract`` axes of x with the first of the kernel.
 
     ``shape`` is the kernel's, ``axes`` its logical names. Parameters are float32, the product is in ``dtype``.
-    ``init`` names the kernel's first value: 'lecun' (variance 1/fan_in, truncated normal), 'xavier' (variance
+    ``kernel_init`` names the kernel's first value: 'lecun' (variance 1/fan_in, truncated normal), 'xavier' (variance
     2/(fan_in+fan_out), uniform), where the fans are products over all contracted and all produced axes, or 'zeros'.
     """
 
     shape: Sequence[int]
     axes: Sequence[str]
-    init: str
+    kernel_init: str
     contract: int = 1
     dtype: DType = jnp.float32
 
@@ -52,12 +52,12 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         rank, n = len(self.shape), self.contract
         fans = {"in_axis": range(n), "out_axis": range(n, rank)}
-        kernel_init = {
+        init = {
             "lecun": nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", **fans),
             "xavier": nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", **fans),
             "zeros": nn.initializers.zeros_init(),
-        }[self.init]
-        kernel = self.param("kernel", nn.with_logical_partitioning(kernel_init, tuple(self.axes)), tuple(self.shape))
+        }[self.kernel_init]
+        kernel = self.param("kernel", nn.with_logical_partitioning(init, tuple(self.axes)), tuple(self.shape))
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), tuple(self.axes[n:]))
         bias = self.param("bias", bias_init, tuple(self.shape[n:]))
         x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))

@@ -73,7 +73,7 @@ def test_parameter_tree(batch):
     }
 
 
-def test_sincos_tables_of_patches_and_coarse_tokens_share_coordinates():
+def test_initial_tables_share_coordinates_and_the_first_prediction_is_black():
     model = VideoMAE(SMALL, (16, 32, 32), position_init="sincos", position_amplitude=0.5)
     zeros = jnp.zeros((1, 16, 32, 32, 3)), jnp.zeros((1, 2), jnp.int32)
     params = nn.unbox(jax.jit(model.init)(jax.random.key(0), *zeros))["params"]
@@ -82,13 +82,7 @@ def test_sincos_tables_of_patches_and_coarse_tokens_share_coordinates():
     np.testing.assert_allclose(table[:, 0, 0, 0], 0.5 * np.sin(np.arange(8)), atol=1e-6)
     np.testing.assert_allclose(coarse[:, 0, 0, 0], 0.5 * np.sin([0.5, 2.5, 4.5, 6.5]), atol=1e-6)
     np.testing.assert_allclose(table[0, :, 0, 16], coarse[0, :, 0, 16], atol=1e-6)
-
-
-def test_the_first_prediction_is_black_not_noise(batch):
-    model = VideoMAE(SMALL, CLIP)
-    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), *batch))["params"]
-    assert not np.asarray(params["decoder"]["to_pixels"]["kernel"]).any()
-    assert not np.asarray(jax.jit(model.apply)({"params": params}, *batch)).any()
+    assert not any(np.asarray(leaf).any() for leaf in params["decoder"]["to_pixels"].values())
 
 
 @pytest.mark.parametrize("change, text", [

@@ -110,8 +110,12 @@ class SimpleMAE:
     def _statistics(self, target: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and deviation (unbiased, as VideoMAE's) of each channel of each block, repeated for its pixels."""
         pixels = target.reshape(*target.shape[:2], -1, CHANNELS)
-        mean, deviation = pixels.mean(axis=2, keepdims=True), pixels.std(axis=2, ddof=1, keepdims=True)
-        return tuple(jnp.broadcast_to(x, pixels.shape).reshape(target.shape) for x in (mean, deviation + EPSILON))
+
+        def repeat(values: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(values, pixels.shape).reshape(target.shape)
+
+        deviation = pixels.std(axis=2, ddof=1, keepdims=True)
+        return repeat(pixels.mean(axis=2, keepdims=True)), repeat(deviation + EPSILON)
 
     def _normalize(self, target: jax.Array) -> jax.Array:
         mean, deviation = self._statistics(target)
