@@ -8,8 +8,11 @@ A checkpoint has two items: ``state`` (arrays) and ``data`` (JSON: the index of 
 position the input stream has, and the fingerprint of the data it counts in).
 """
 
+import contextlib
 import dataclasses
+import logging
 import time
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
@@ -19,6 +22,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from scaling4d.errors import UserError
+from scaling4d.run_folder import RunFolder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +80,17 @@ class _WallTimePolicy:
         self._last = time.monotonic()
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for the tracebacks that Orbax's threads log of errors that its main thread raises as well."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
 class Checkpoints:
     """The checkpoints of one run; saving is asynchronous and atomic, a half-written checkpoint is never seen."""
 
     def __init__(self, directory: epath.PathLike, config: SaveCheckpointConfig):
         _check(config)
+        logging.getLogger("absl").addFilter(_is_news)
         self.directory = epath.Path(directory)
         policies = [
             checkpoint_managers.FixedIntervalPolicy(config.period),
@@ -108,8 +118,10 @@ class Checkpoints:
         """Starts a save if one is due (or forced) and this step has none yet; returns whether it did."""
         if step in self._manager.all_steps() or not (force or self._manager.should_save(step)):
             return False
+        self._check_space(state_bytes(state))
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
-        saved = self._manager.save(step, args=items, force=True)
+        with self._full_disk():
+            saved = self._manager.save(step, args=items, force=True)
         self._wall_time.saved()
         return saved
 
@@ -119,10 +131,34 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns once everything that was saved is committed; raises what a save raised."""
-        self._manager.wait_until_finished()
+        with self._full_disk():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _full_disk(self) -> Iterator[None]:
+        """One line where a save fails for want of space; what was saved before stays. Other errors pass."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            # TensorStore and Orbax's threads wrap the system's error in one of their own.
+            if not any(text in str(error) for text in ("No space left", "RESOURCE_EXHAUSTED", "quota exceeded")):
+                raise
+            raise UserError(self._no_space("the disk is full")) from error
+
+    def _check_space(self, needed: int) -> None:
+        """A save that cannot fit is not begun: half-way, TensorStore's threads fail noisily."""
+        free = RunFolder(self.directory).free_bytes()
+        if free is not None and free < needed:
+            raise UserError(self._no_space(f"only {free / 1e6:.0f} of {needed / 1e6:.0f} MB are free"))
+
+    def _no_space(self, why: str) -> str:
+        return (
+            f"cannot save in {self.directory}: {why}; free some space and start the same command again (checkpoint "
+            f"{self.latest_step()} is whole), or keep fewer (--gin.SaveCheckpointConfig.keep)"
+        )
 
 
 def restore_initial(config: RestoreCheckpointConfig, abstract_state: Any) -> Restored:

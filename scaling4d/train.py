@@ -36,9 +36,10 @@ STEPS_IN_FLIGHT = 2
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """How this start of a run was asked for, apart from its configuration."""
+    """How this start of a run was asked for, apart from its configuration; ``command`` would start it again."""
 
     resolved_config: str
+    command: str
     allow_config_changes: bool = False
     lease_stale_s: float = 60.0
 
@@ -242,7 +243,7 @@ class Run:
         writers.flush()
         progress.close()
         if stop and step < self.total_steps:
-            say(f"{stop.signal_name}: saved at step {step} of {self.total_steps}; the same command goes on from there")
+            say(f"{stop.signal_name}: saved at step {step} of {self.total_steps}; to go on:\n\n  {start.command}\n")
             return exits.RUN_AGAIN
         say(f"backbone: {evaluator.export(state, step)}")
         run.write_text("DONE", f"{step}\n")

@@ -4,6 +4,7 @@ Responsible for: the command's flags, the names gin files may use, and building 
 for: gin's rules (``config/``) or the run itself (``train.py``).
 """
 
+import shlex
 import sys
 
 HELP = """usage: scaling4d train --gin_file=FILE [--gin_file=FILE …] [--model_dir=DIR] [--gin.NAME=VALUE …]
@@ -61,7 +62,8 @@ def main(argv: list[str]) -> int:
         return exits.DONE
     from scaling4d.train import Start
 
-    start = Start(config.resolved_config(), switches["allow_config_changes"], lease_stale_s)
+    command = shlex.join(["scaling4d", "train", *argv])
+    start = Start(config.resolved_config(), command, switches["allow_config_changes"], lease_stale_s)
     return run.start(start)
 
 

@@ -15,7 +15,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-SCALING4D = [str(pathlib.Path(sys.executable).with_name("scaling4d"))]
+SCALING4D = [os.path.relpath(pathlib.Path(sys.executable).with_name("scaling4d"))]
 STEPS = 400
 SYNTH_VIDEOS = 48
 MAX_FILES = 100
@@ -32,12 +32,12 @@ def main() -> int:
     started = time.monotonic()
     name = "world" if options.videos is None else options.videos.resolve().name
     output = options.output.resolve() / name
-    clips, model_dir = output / "clips", output / "run"
+    clips, model_dir = (pathlib.Path(os.path.relpath(output / part)) for part in ("clips", "run"))
     output.mkdir(parents=True, exist_ok=True)
 
     if options.videos is None:
         heading("1. Videos of a procedural 3-D world")
-        videos = output / "videos"
+        videos = pathlib.Path(os.path.relpath(output / "videos"))
         command("synth", f"--output={videos}", f"--count={SYNTH_VIDEOS}")
     else:
         heading(f"1. Videos in {options.videos}")
@@ -64,7 +64,7 @@ def heading(text: str) -> None:
 
 def command(*arguments: str) -> None:
     """Runs a scaling4d command in the foreground; ends the quickstart with its code when it fails."""
-    print(f"$ scaling4d {shlex.join(arguments)}", flush=True)
+    print(f"$ {shlex.join([*SCALING4D, *arguments])}", flush=True)
     code = subprocess.run([*SCALING4D, *arguments], check=False).returncode
     if code:
         sys.exit(code)
@@ -95,7 +95,7 @@ def newest_step(model_dir: pathlib.Path) -> int:
 
 def stop_half_way(train: list[str], model_dir: pathlib.Path) -> None:
     """Starts training and sends it one Ctrl-C when half of the steps are done."""
-    print(f"$ scaling4d {shlex.join(train)}", flush=True)
+    print(f"$ {shlex.join([*SCALING4D, *train])}", flush=True)
     process = subprocess.Popen([*SCALING4D, *train], start_new_session=True)
     try:
         while process.poll() is None and metrics(model_dir).get("step", 0) < STEPS // 2:
@@ -159,7 +159,7 @@ def next_command(clips_per_s: float, clips: pathlib.Path) -> str:
         steps, batch = 12_000, 8
         hours = steps * batch / clips_per_s / 3600
         return (
-            f"  scaling4d train --gin_file=pretrain/demo.gin --model_dir={target} {where}\n\n"
+            f"  {SCALING4D[0]} train --gin_file=pretrain/demo.gin --model_dir={target} {where}\n\n"
             f"  size tiny, batch {batch}, {steps:,} steps: about {hours:.1f} hours on {os.cpu_count()} cores"
         )
     size, batch = "S", 256
@@ -171,7 +171,7 @@ def next_command(clips_per_s: float, clips: pathlib.Path) -> str:
     hours = steps * batch * flops / (clips_per_s * tiny * len(jax.devices())) / 3600
     recipe = f"--gin_file=pretrain/4ds.gin --gin_file=sizes/{size.lower()}.gin"
     return (
-        f"  scaling4d train {recipe} --model_dir={target} {where} \\\n"
+        f"  {SCALING4D[0]} train {recipe} --model_dir={target} {where} \\\n"
         f"    --gin.BATCH_SIZE={batch} --gin.TRAIN_STEPS={steps} --gin.WARMUP_STEPS={steps // 20}\n\n"
         f"  size {size}, batch {batch}, {steps:,} steps: at most {hours:.0f} hours on "
         f"{len(jax.devices())} {device.device_kind} (larger models use the device better than the tiny one just timed)"

@@ -1,0 +1,134 @@
+"""When checkpoints are saved, which stay, and what a restore refuses."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scaling4d import checkpoints
+from scaling4d.checkpoints import Checkpoints, RestoreCheckpointConfig, SaveCheckpointConfig
+from scaling4d.errors import UserError
+
+DATA = {"next_example": 7, "fingerprint": {"clips": 3}}
+
+
+def state(step: int) -> dict[str, jax.Array]:
+    return {"kernel": jnp.full((2, 3), step, jnp.float32), "step": jnp.asarray(step)}
+
+
+def abstract(shape=(2, 3)) -> dict[str, jax.ShapeDtypeStruct]:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return {
+        "kernel": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding),
+        "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding),
+    }
+
+
+def run_steps(directory: pathlib.Path, config: SaveCheckpointConfig, steps: range) -> list[int]:
+    saver = Checkpoints(directory, config)
+    saved = [step for step in steps if saver.save(step, state(step), DATA)]
+    saver.wait()
+    saver.close()
+    return saved
+
+
+def kept(directory: pathlib.Path) -> list[int]:
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+def test_period_keep_and_keep_period(tmp_path):
+    config = SaveCheckpointConfig(period=2, minutes=0, keep=2, keep_period=6)
+    assert run_steps(tmp_path, config, range(1, 17)) == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert kept(tmp_path) == [6, 12, 14, 16]
+
+
+def test_wall_time_saves_between_periods(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: clock[0])
+    saver = Checkpoints(tmp_path, SaveCheckpointConfig(period=100, minutes=1))
+    saved = []
+    for step in range(1, 11):
+        clock[0] += 25.0
+        if saver.save(step, state(step), DATA):
+            saved.append(step)
+            saver.wait()
+    saver.close()
+    assert saved == [3, 6, 9]
+
+
+def test_a_forced_save_happens_once_a_step(tmp_path):
+    saver = Checkpoints(tmp_path, SaveCheckpointConfig(period=100, minutes=0))
+    assert not saver.save(3, state(3), DATA)
+    assert saver.save(3, state(3), DATA, force=True)
+    assert not saver.save(3, state(3), DATA, force=True)
+    saver.wait()
+    saver.close()
+
+
+def test_restored_is_what_was_saved(tmp_path):
+    run_steps(tmp_path / "checkpoints", SaveCheckpointConfig(period=1, minutes=0), range(1, 4))
+    saver = Checkpoints(tmp_path / "checkpoints", SaveCheckpointConfig())
+    assert saver.latest_step() == 3
+    restored = saver.restore(3, abstract())
+    saver.close()
+    np.testing.assert_array_equal(restored.state["kernel"], 3.0)
+    assert restored.data == DATA and restored.step == 3
+
+    for path, mode, step in (
+        (tmp_path, "latest", 3),
+        (tmp_path / "checkpoints" / "2", "latest", 2),
+        (tmp_path / "checkpoints" / "2", "specific", 2),
+    ):
+        restored = checkpoints.restore_initial(RestoreCheckpointConfig(str(path), mode), abstract())
+        assert restored.step == step and int(restored.state["step"]) == step
+
+
+@pytest.mark.parametrize(
+    "path,mode,words",
+    [
+        ("nothing", "latest", "no checkpoints at"),
+        (".", "specific", "not one checkpoint"),
+        ("checkpoints/9", "latest", "no checkpoint 9"),
+    ],
+)
+def test_an_initial_checkpoint_that_is_not_there(tmp_path, path, mode, words):
+    run_steps(tmp_path / "checkpoints", SaveCheckpointConfig(period=1, minutes=0), range(1, 2))
+    with pytest.raises(UserError, match=words):
+        checkpoints.restore_initial(RestoreCheckpointConfig(str(tmp_path / path), mode), abstract())
+
+
+def test_other_shapes_and_names_are_refused(tmp_path):
+    run_steps(tmp_path / "checkpoints", SaveCheckpointConfig(period=1, minutes=0), range(1, 2))
+    config = RestoreCheckpointConfig(str(tmp_path))
+    with pytest.raises(UserError, match=r"'kernel' is \(2, 3\), this run wants \(4, 3\)"):
+        checkpoints.restore_initial(config, abstract((4, 3)))
+    with pytest.raises(UserError, match="'bias' is missing"):
+        checkpoints.restore_initial(config, abstract() | {"bias": abstract()["step"]})
+    with pytest.raises(UserError, match="'kernel' is left over"):
+        checkpoints.restore_initial(config, {"step": abstract()["step"]})
+
+
+@pytest.mark.parametrize("change", [{"period": 0}, {"keep": 0}])
+def test_settings_that_save_nothing_are_refused(tmp_path, change):
+    with pytest.raises(UserError, match="use 1 or more"):
+        Checkpoints(tmp_path, SaveCheckpointConfig(**change))
+
+
+def test_a_full_disk_is_one_line_and_earlier_checkpoints_stay(tmp_path, monkeypatch, caplog):
+    run_steps(tmp_path, SaveCheckpointConfig(period=1, minutes=0), range(1, 2))
+    saver = Checkpoints(tmp_path, SaveCheckpointConfig(period=1, minutes=0))
+
+    def full(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: Failed to write 8 bytes to file 16: No space left on device")
+
+    monkeypatch.setattr(saver._manager, "wait_until_finished", full)
+    with pytest.raises(UserError, match="the disk is full.*checkpoint 1 is whole"):
+        saver.wait()
+    monkeypatch.undo()
+    monkeypatch.setattr(checkpoints.RunFolder, "free_bytes", lambda self: 20)
+    with pytest.raises(UserError, match="MB are free.*checkpoint 1 is whole"):
+        saver.save(2, state(2), DATA)
+    assert kept(tmp_path) == [1] and not list(tmp_path.glob("*tmp*"))
+    saver.close()
