@@ -163,7 +163,7 @@ class Checkpoints:
 
 def restore_initial(config: RestoreCheckpointConfig, abstract_state: Any) -> Restored:
     """Restores what ``config.path`` names; raises UserError when there is none or its arrays do not fit."""
-    path = epath.Path(config.path)
+    path = RunFolder(config.path).path
     if path.name.isdigit() and path.parent.name == "checkpoints":
         directory, step = path.parent, int(path.name)
     elif config.mode == "specific":

@@ -35,8 +35,11 @@ class RunFolder:
     def __init__(self, path: epath.PathLike):
         if not os.fspath(path):
             raise UserError("the run folder has an empty name; set --model_dir")
-        self.path = epath.Path(path).expanduser()
-        self.is_bucket = "://" in os.fspath(self.path)
+        self.is_bucket = "://" in os.fspath(path)
+        self.path = epath.Path(path)
+        if not self.is_bucket:
+            # Absolute, because Orbax takes no other, and because a process may change its directory.
+            self.path = epath.Path(os.path.abspath(self.path.expanduser()))
 
     def __str__(self) -> str:
         return os.fspath(self.path)

@@ -1,6 +1,7 @@
 """A run from records to a backbone, resumed, extended and refused, in this process on eight devices."""
 
 import json
+import os
 import pathlib
 
 import av
@@ -108,6 +109,13 @@ def test_initial_checkpoint_goes_on_in_another_folder(finished, tmp_path, clips,
     assert train(tmp_path / "branch", clips, f"--gin.INITIAL_CHECKPOINT_PATH={path}", steps=5) == 0
     assert f"step 4 in {path}" in capsys.readouterr().out
     assert [row["step"] for row in metrics(tmp_path / "branch") if "train/loss" in row] == [5]
+
+
+def test_relative_folders_are_fine(finished, tmp_path, clips, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    initial = f"--gin.INITIAL_CHECKPOINT_PATH={os.path.relpath(finished)}"
+    assert train(pathlib.Path("run"), pathlib.Path(os.path.relpath(clips)), initial, steps=5) == 0
+    assert (tmp_path / "run" / "checkpoints" / "5").exists()
 
 
 def test_other_data_under_a_resumed_run_is_refused(tmp_path, clips, capsys):
