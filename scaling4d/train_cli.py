@@ -62,7 +62,8 @@ def main(argv: list[str]) -> int:
         return exits.DONE
     from scaling4d.train import Start
 
-    command = shlex.join(["scaling4d", "train", *argv])
+    program = [sys.executable, "-m", "scaling4d.main"] if sys.argv[0].endswith(".py") else [sys.argv[0]]
+    command = shlex.join([*program, "train", *argv])
     start = Start(config.resolved_config(), command, switches["allow_config_changes"], lease_stale_s)
     return run.start(start)
 

@@ -98,7 +98,7 @@ def test_a_first_signal_saves_and_says_run_me_again(undisturbed, tmp_path, clips
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 42, output
-    assert "to go on:" in output and f"scaling4d train {SMALL_RUN[0]}" in output
+    assert "to go on:" in output and f"train {SMALL_RUN[0]}" in output
     assert not (model_dir / "DONE").exists()
     scaling4d.run(*flags(model_dir, clips))
     assert_same_end(model_dir, undisturbed)
