@@ -1,4 +1,3 @@
-import io
 import os
 import resource
 import signal
@@ -10,7 +9,7 @@ import pytest
 
 from scaling4d.errors import UserError
 from scaling4d.ingest import cli
-from scaling4d.ingest.progress import ProgressLine, duration, line
+from scaling4d.ingest.progress import text
 from scaling4d.ingest.run import Progress
 from tests.video_files import coded_frame, coded_video, write_video
 
@@ -123,36 +122,7 @@ def test_a_stopped_command_leaves_no_data_set_and_can_be_repeated(tmp_path, sent
 
 
 def test_the_time_left_follows_from_the_bytes():
-    assert line(Progress(1, 4, 250, 1000, 7, 0), 30) == "ingest: 1/4 videos, 7 clips, 25%, 1 min 30 s left"
-    assert line(Progress(0, 4, 0, 1000, 0, 0), 0) == "ingest: 0/4 videos, 0 clips, 0%, time left unknown"
-    assert (
-        line(Progress(4, 4, 1000, 1000, 7, 2), 61) == "ingest: 4/4 videos, 2 skipped, 7 clips, 100%, done in 1 min 1 s"
-    )
-    assert line(Progress(2, 2, 0, 0, 0, 2), 0) == "ingest: 2/2 videos, 2 skipped, 0 clips, 100%, done in 0 s"
-    assert [duration(seconds) for seconds in (0.4, 59.6, 3599, 7260)] == [
-        "0 s",
-        "1 min 0 s",
-        "59 min 59 s",
-        "2 h 1 min",
-    ]
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_a_terminal_gets_one_line_and_a_log_few(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    terminal, log = Terminal(), io.StringIO()
-    lines = [ProgressLine(terminal), ProgressLine(log)]
-    for done in range(101):
-        now[0] = done / 2
-        for progress_line in lines:
-            progress_line(Progress(done, 100, done, 100, done, 0))
-    for progress_line in lines:
-        progress_line.close()
-    assert terminal.getvalue().count("\n") == 1 and terminal.getvalue().count("\r") == 101
-    assert terminal.getvalue().endswith("done in 50 s\n") or "done in 50 s" in terminal.getvalue()
-    assert len(log.getvalue().splitlines()) == 6
+    assert text(Progress(1, 4, 250, 1000, 7, 0), 30) == "ingest: 1/4 videos, 7 clips, 25%, 1m 30s left"
+    assert text(Progress(0, 4, 0, 1000, 0, 0), 0) == "ingest: 0/4 videos, 0 clips, 0%, time left unknown"
+    assert text(Progress(4, 4, 1000, 1000, 7, 2), 61) == "ingest: 4/4 videos, 2 skipped, 7 clips, 100%, done in 1m 01s"
+    assert text(Progress(2, 2, 0, 0, 0, 2), 0) == "ingest: 2/2 videos, 2 skipped, 0 clips, 100%, done in 0s"

@@ -10,15 +10,14 @@ out of them but spread over the steps in the time left, because more of it will 
 import contextlib
 import dataclasses
 import math
-import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
+from scaling4d.status_line import StatusLine, format_duration
+
 _SMOOTHING_S = 60.0
 """How far back the time left looks."""
-_TERMINAL_EVERY_S = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,21 +70,6 @@ def format_number(value: float) -> str:
     return f"{value:.{digits}f}" if digits <= 6 else f"{value:.2e}"
 
 
-def format_duration(seconds: float) -> str:
-    """The two largest units: 42s, 2m 35s, 3h 05m, 2d 04h."""
-    if not math.isfinite(seconds):
-        return "?"
-    whole = round(max(0.0, seconds))
-    minutes, s = divmod(whole, 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    if days:
-        return f"{days}d {h:02d}h"
-    if hours:
-        return f"{hours}h {m:02d}m"
-    return f"{minutes}m {s:02d}s" if minutes else f"{s}s"
-
-
 class Progress:
     """Follows one start of a run; a context manager that leaves the terminal on a fresh line.
 
@@ -110,14 +94,10 @@ class Progress:
     ):
         self._status = Status(start_step, total_steps)
         self._batch_size, self._start_step, self._clock = batch_size, start_step, clock
-        self._stream = sys.stderr if stream is None else stream
-        self._is_terminal = self._stream.isatty()
-        self._every_s = _TERMINAL_EVERY_S if self._is_terminal else every_s
+        self._line = StatusLine(stream, every_s, clock)
         self._recent = _Recent()
         self._mark = clock()
         self._paused_s = 0.0  # all of it so far
-        self._shown_at = -math.inf
-        self._has_line = False
         self._window = _Window(start_step)
 
     def __enter__(self) -> "Progress":
@@ -141,8 +121,8 @@ class Progress:
             overhead_s = self._paused_s / (step - self._start_step)
             left_s = (self._status.total_steps - step) * (self._recent.seconds_per_step + overhead_s)
         self._status = dataclasses.replace(self._status, step=step, seconds_left=left_s)
-        if self._is_terminal:
-            self._draw_if_due()
+        if self._line.is_terminal:
+            self._draw()
 
     @contextlib.contextmanager
     def waiting_for_data(self, device_is_idle: Callable[[], bool]) -> Iterator[None]:
@@ -184,27 +164,14 @@ class Progress:
         fields = {"loss": "train/loss", "held_out": "eval/loss", "unexplained": "eval/fvu"}
         new: dict[str, Any] = {field: float(metrics[name]) for field, name in fields.items() if name in metrics}
         self._status = dataclasses.replace(self._status, **new)
-        self._draw_if_due(now=self._status.step == self._status.total_steps)
+        self._draw(now=self._status.step == self._status.total_steps)
 
     def close(self) -> None:
         """Ends a line that is being updated, so that other output starts on a fresh one."""
-        if self._has_line:
-            self._stream.write("\n")
-            self._stream.flush()
-            self._has_line = False
+        self._line.close()
 
-    def _draw_if_due(self, now: bool = False) -> None:
-        if not now and self._clock() - self._shown_at < self._every_s:
-            return
-        self._shown_at = self._clock()
-        line = format_status(self._status)
-        if self._is_terminal:
-            width = shutil.get_terminal_size().columns - 1
-            self._stream.write(f"\r{line[:width]}\x1b[K")
-            self._has_line = True
-        else:
-            self._stream.write(f"{line}\n")
-        self._stream.flush()
+    def _draw(self, now: bool = False) -> None:
+        self._line.show(lambda: format_status(self._status), now=now)
 
 
 @dataclasses.dataclass

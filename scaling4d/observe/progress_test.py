@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from scaling4d.observe.progress import Progress, Status, format_duration, format_number, format_status
+from scaling4d.observe.progress import Progress, Status, format_number, format_status
+from scaling4d.status_line import format_duration
 
 
 class Clock:

@@ -17,7 +17,6 @@ import multiprocessing
 import os
 import pathlib
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 
@@ -25,6 +24,7 @@ import numpy as np
 
 from scaling4d.errors import UserError
 from scaling4d.mp4 import encode_mp4
+from scaling4d.status_line import StatusLine, format_duration
 from scaling4d.synth4d.render import Rendering, render
 from scaling4d.synth4d.world import scene_from_seed
 
@@ -89,16 +89,17 @@ def write_videos(
     paths = [folder / f"scene-{index:05d}.mp4" for index in range(count)]
     missing = [index for index, path in enumerate(paths) if not path.exists()]
     workers = min(workers or os.cpu_count() or 1, max(len(missing), 1))
-    every = max(1, len(missing) // 10)  # lines in a log file
     started = time.monotonic()
+    line = StatusLine()
+
+    def text() -> str:
+        left_s = (time.monotonic() - started) / done * (len(missing) - done)
+        return f"rendering videos: {count - len(missing) + done}/{count}, {format_duration(left_s)} left"
+
     for done, _ in enumerate(_run(folder, settings, missing, workers), start=1):
         if progress:
-            left = (time.monotonic() - started) / done * (len(missing) - done)
-            line = f"rendering videos: {count - len(missing) + done}/{count}, {left:.0f} s left"
-            if sys.stdout.isatty():
-                print(f"\r{line}\033[K", end="" if done < len(missing) else "\n", flush=True)
-            elif done % every == 0 or done == len(missing):
-                print(line, flush=True)
+            line.show(text, now=done == len(missing))
+    line.close()
     return paths
 
 

@@ -64,7 +64,7 @@ def test_restarting_keeps_what_is_finished(tmp_path, capsys):
     again = write.write_videos(tmp_path, 3, 0, **{**SMALL, "progress": True})
     assert paths[0].stat().st_mtime_ns == kept and [path.read_bytes() for path in paths] == before
     assert len(again) == 3 and again[2].exists()
-    assert "3/3, 0 s left" in capsys.readouterr().out
+    assert "3/3, 0s left" in capsys.readouterr().err
 
 
 def test_a_failed_write_leaves_no_video(tmp_path, monkeypatch):
