@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from scaling4d import main
+from scaling4d import dry_run, main, run_folder
 from tests.conftest import SMALL_RUN
 
 
@@ -139,6 +139,30 @@ def test_dry_run_and_show_batch_train_nothing(tmp_path, clips, capsys):
     assert train(tmp_path / "run", clips, "--show_batch") == 0
     with av.open(str(tmp_path / "run" / "previews" / "first-batch.mp4")) as film:
         assert len(list(film.decode(video=0))) == 8
+
+
+def test_dry_run_warns_of_what_does_not_fit(tmp_path, clips, capsys, monkeypatch):
+    monkeypatch.setattr(dry_run, "_free_device_bytes", lambda: 10_000_000)
+    monkeypatch.setattr(run_folder.RunFolder, "free_bytes", lambda self: 20_000_000)
+    assert train(tmp_path / "run", clips, "--dry_run") == 0
+    lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "WARNING: this does not fit" in lines["memory"]
+    assert "WARNING: 0.1 GiB are needed" in lines["checkpoints"]
+
+
+def test_a_cooldown_branches_from_a_constant_run(tmp_path, clips):
+    constant = ["--gin.AdamW.schedule=@ConstantCooldown()", "--gin.ConstantCooldown.warmup_steps=1"]
+    period = "--gin.SaveCheckpointConfig.period=2"
+    assert train(tmp_path / "long", clips, *constant, period, steps=4) == 0
+    branch = [*constant, "--gin.ConstantCooldown.cooldown_steps=2"]
+    initial = f"--gin.INITIAL_CHECKPOINT_PATH={tmp_path / 'long' / 'checkpoints' / '2'}"
+    assert train(tmp_path / "cooled", clips, *branch, initial, steps=4) == 0
+    long, cooled = (
+        {row["step"]: row["train/learning_rate"] for row in metrics(tmp_path / name) if "train/loss" in row}
+        for name in ("long", "cooled")
+    )
+    assert long == pytest.approx({1: 0.0, 2: 1e-3, 3: 1e-3, 4: 1e-3})
+    assert cooled == pytest.approx({3: 1e-3, 4: 5e-4})
 
 
 @pytest.mark.parametrize(
