@@ -38,7 +38,7 @@ def video_mae(
 
 
 CONFIGURABLES = {
-    "train": train.train,
+    "train": train.Run,
     "VideoMAE": video_mae,
     "SimpleMAE": simple_mae.SimpleMAE,
     "ClipData": clip_data.ClipData,
@@ -64,4 +64,4 @@ def register() -> None:
 
 def build_run() -> train.Run:
     """The run that the parsed configuration describes."""
-    return gin.get_configurable(train.train)()
+    return gin.get_configurable(train.Run)()

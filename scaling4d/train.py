@@ -44,29 +44,11 @@ class Start:
     lease_stale_s: float = 60.0
 
 
-def train(
-    *,
-    model_dir: str,
-    objective: Objective,
-    data: ClipData,
-    total_steps: int,
-    batch_size: int,
-    optimizer: AdamW,
-    partitioner: Partitioner,
-    microbatches: int = 1,
-    ema_decay: float = 0.0,
-    seed: int = 0,
-    log_period: int = 10,
-    eval_period: int = 1000,
-    eval_examples: int = 256,
-    preview_examples: int = 4,
-    checkpoint: SaveCheckpointConfig = SaveCheckpointConfig(),  # noqa: B008  (frozen)
-    restore: RestoreCheckpointConfig = RestoreCheckpointConfig(),  # noqa: B008  (frozen)
-    writers: Sequence[Callable[[RunFolder], MetricWriter]] = (),
-) -> "Run":
-    """Describes a run; nothing is read or written until ``run.start`` or one of the look-only commands.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A described run; nothing is read or written until ``start`` or one of the look-only commands (``dry_run.py``).
 
-    Args:
+    Attributes:
       model_dir: the run folder, the run's only state; starting again with the same folder resumes.
       objective: what is learned (``objectives/``).
       data: the clips (``data/``).
@@ -79,13 +61,9 @@ def train(
       eval_period: steps between evaluations on the held-out split; 0 evaluates only at the end.
       eval_examples: held-out clips of an evaluation (at most the split's size).
       preview_examples: held-out clips drawn as pictures at each evaluation; 0 draws none.
+      checkpoint, restore: when to save and what to keep; what to start from.
+      writers: where metrics go; each is made with the run folder.
     """
-    return Run(**locals())
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A described run: see ``train`` for the fields."""
 
     model_dir: str
     objective: Objective
@@ -94,16 +72,16 @@ class Run:
     batch_size: int
     optimizer: AdamW
     partitioner: Partitioner
-    microbatches: int
-    ema_decay: float
-    seed: int
-    log_period: int
-    eval_period: int
-    eval_examples: int
-    preview_examples: int
-    checkpoint: SaveCheckpointConfig
-    restore: RestoreCheckpointConfig
-    writers: Sequence[Callable[[RunFolder], MetricWriter]]
+    microbatches: int = 1
+    ema_decay: float = 0.0
+    seed: int = 0
+    log_period: int = 10
+    eval_period: int = 1000
+    eval_examples: int = 256
+    preview_examples: int = 4
+    checkpoint: SaveCheckpointConfig = SaveCheckpointConfig()
+    restore: RestoreCheckpointConfig = RestoreCheckpointConfig()
+    writers: Sequence[Callable[[RunFolder], MetricWriter]] = ()
 
     def trainer(self) -> Trainer:
         """The run's trainer on this machine's devices, its sizes checked before any device time is spent."""
@@ -127,12 +105,12 @@ class Run:
         run_records.check_same_model(run, trainer)
         run.create()
         with contextlib.ExitStack() as stack:
+            lease = stack.enter_context(Lease(run, stale_s=start.lease_stale_s))  # may wait; Ctrl-C then just ends it
             stop = stack.enter_context(StopRequest())
-            lease = stack.enter_context(Lease(run, stale_s=start.lease_stale_s))
             stack.enter_context(trainer.context())
-            return self._hold(trainer, run, lease, stop, stack, start)
+            return self._train(trainer, run, lease, stop, stack, start)
 
-    def _hold(
+    def _train(
         self,
         trainer: Trainer,
         run: RunFolder,
@@ -146,7 +124,8 @@ class Run:
         saver = Checkpoints(run.path / "checkpoints", self.checkpoint)
         stack.callback(saver.close)
         state, restored = self._initial_state(trainer, saver)
-        step, position = (restored.step, restored.data["next_example"]) if restored else (0, 0)
+        first_step, position = (restored.step, restored.data["next_example"]) if restored else (0, 0)
+        step = first_step
         source = f"step {step} in {restored.source}" if restored else "scratch"
         mesh = ", ".join(f"{axis} {size}" for axis, size in trainer.mesh.shape.items())
         say(f"model: {run_records.num_parameters(trainer):,} parameters; mesh: {mesh}; from {source}")
@@ -158,13 +137,6 @@ class Run:
                 say(f"the learning rate jumps from {old:.2e} to {new:.2e} at step {step} (ConstantCooldown would not)")
         if step >= self.total_steps:
             raise UserError(f"{source}: the run ends at {self.total_steps}; raise --gin.TRAIN_STEPS")
-        run_records.write(run, trainer, start.resolved_config, step=step, changed=bool(changes))
-        run.remove("DONE")
-
-        # -- Metrics: what was written after the restored step is cut back ----------------------------------------
-        writers = AsyncWriters([make(run) for make in self.writers])
-        stack.callback(writers.close)
-        writers.truncate(step)
 
         # -- Clips: the stream starts at the next global example --------------------------------------------------
         batch_sharding = self.partitioner.batch_sharding(trainer.mesh)
@@ -173,6 +145,13 @@ class Run:
         if restored:
             self.data.check_fingerprint(restored.data["fingerprint"], stream.fingerprint, restored.source)
         evaluator = Evaluator(trainer, self.data, run, self.batch_size, self.eval_examples, self.preview_examples)
+
+        # -- Records; metrics that were written after the restored step are cut back ------------------------------
+        run_records.write(run, trainer, start.resolved_config, step=step, changed=bool(changes))
+        run.remove("DONE")
+        writers = AsyncWriters([make(run) for make in self.writers])
+        stack.callback(writers.close)
+        writers.truncate(step)
 
         def next_batch() -> dict[str, jax.Array]:
             host = next(stream)
@@ -213,7 +192,7 @@ class Run:
                 progress.show(metrics)
 
         with jax.transfer_guard("disallow"):
-            while step < self.total_steps:
+            while step < self.total_steps and not stop:
                 with device_memory_errors(self):
                     state, metrics = train_step(state, batch)
                 step, position = step + 1, position + self.batch_size
@@ -226,9 +205,7 @@ class Run:
                 if lease.lost:
                     raise UserError(f"{lease.lost_because}; this trainer ends without writing more")
                 saver.save(step, state, stream_state(), force=last or bool(stop))
-                if stop:
-                    break
-                if last or (self.eval_period and step % self.eval_period == 0):
+                if not stop and (last or (self.eval_period and step % self.eval_period == 0)):
                     drain(leave=0)
                     with progress.paused():
                         metrics = evaluator.evaluate(state, step, stop)
@@ -238,12 +215,15 @@ class Run:
 
         # -- The end -----------------------------------------------------------------------------------------------
         drain(leave=0)
-        saver.save(step, state, stream_state(), force=True)
+        if step > first_step:
+            saver.save(step, state, stream_state(), force=True)
         saver.wait()
         writers.flush()
         progress.close()
         if stop and step < self.total_steps:
-            say(f"{stop.signal_name}: saved at step {step} of {self.total_steps}; to go on:\n\n  {start.command}\n")
+            saved = f"saved at step {step} of {self.total_steps}"
+            saved = saved if step > first_step else "stopped before its first step"
+            say(f"{stop.signal_name}: {saved}; to go on:\n\n  {start.command}\n")
             return exits.RUN_AGAIN
         say(f"backbone: {evaluator.export(state, step)}")
         run.write_text("DONE", f"{step}\n")

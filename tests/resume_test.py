@@ -145,3 +145,16 @@ def test_two_trainers_in_one_folder(tmp_path, clips, scaling4d):
     finally:
         first.kill()
         first.communicate()
+
+
+def test_a_stop_before_the_first_step_saves_nothing(tmp_path, clips, scaling4d):
+    """Ctrl-C while the data, the compiler or a restore is at work."""
+    model_dir = tmp_path / "run"
+    process = scaling4d.start(*flags(model_dir, clips), "--gin.train.seed=3")
+    deadline = time.monotonic() + 200
+    while process.poll() is None and not (model_dir / "checkpoints").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 42, output
+    assert "stopped before its first step" in output and not list((model_dir / "checkpoints").glob("[0-9]*"))
