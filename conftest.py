@@ -9,6 +9,19 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402  the platform must be named before the import
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+# A busy machine is no reason to fail: examples have no deadline.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What several tests of this process compile is compiled once."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled-here")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

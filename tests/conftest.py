@@ -61,12 +61,3 @@ class Scaling4d:
 @pytest.fixture(scope="session")
 def scaling4d(tmp_path_factory: pytest.TempPathFactory) -> Scaling4d:
     return Scaling4d(tmp_path_factory.mktemp("compiled"))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Runs in this process that compile the same program compile it once."""
-    import jax
-
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled-here")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -108,6 +108,8 @@ def test_a_stopped_command_leaves_no_data_set_and_can_be_repeated(tmp_path, sent
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background job, such as this test may be part of, inherits that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert "0/6 videos" in running.stderr.readline()
     time.sleep(0.3)
