@@ -16,7 +16,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCALING4D = [os.path.relpath(pathlib.Path(sys.executable).with_name("scaling4d"))]
-STEPS = 400
+STEPS = 800
 SYNTH_VIDEOS = 48
 MAX_FILES = 100
 CLIPS_PER_FILE = 8
