@@ -55,7 +55,7 @@ class Decoder(nn.Module):
         count = self.coarse_grid[0] * self.coarse_grid[1] * self.coarse_grid[2]
         init = nn.with_logical_partitioning(init, ("coarse", "embed"))
         self.coarse_tokens = self.param("coarse_tokens", init, (count, self.width))
-        # From a random kernel the first hundreds of steps of a small model go into unlearning its noise.
+        # Zeros, so that a small model need not first unlearn a random picture.
         self.to_pixels = transformer.Linear((self.width, self.values), ("embed", "pixels"), "zeros", dtype=self.dtype)
 
     def tokens(self, batch: int) -> jax.Array:
