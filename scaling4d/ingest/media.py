@@ -79,30 +79,40 @@ def frames(
     path: str | os.PathLike,
     *,
     short_side: int | None = None,
+    size: tuple[int, int] | None = None,
     fps: float | None = None,
     limits: MediaLimits | None = None,
+    stop: sandbox.Stop | None = None,
 ) -> Iterator[Frame]:
     """Yields the file's frames in the order they are shown, upright, with even sides.
 
-    short_side: shrink the short side to so many pixels (never enlarged). fps: drop or repeat frames to this rate.
-    Frames stream in one by one, so memory stays bounded. Raises MediaError, possibly after many good frames: the
-    caller decides what a file that breaks in the middle is worth.
+    short_side: shrink the short side to so many pixels (never enlarged). size: scale to just this height and width
+    instead (Lanczos, aspect not kept). fps: drop or repeat frames to this rate. stop: once set, ends the child soon,
+    with the reason ``stopped``. Frames stream in one by one, so memory stays bounded. Raises MediaError, possibly after
+    many good frames: the caller decides what a file that breaks in the middle is worth.
     """
     limits = limits or MediaLimits()
-    arguments = {"path": os.fspath(path), "limits": asdict(limits), "short_side": short_side, "fps": fps}
-    for header, payload in sandbox.run("scaling4d.ingest.media:_frames_work", arguments, limits.process):
+    wanted = {"short_side": short_side, "size": size, "fps": fps}
+    arguments = {"path": os.fspath(path), "limits": asdict(limits), **wanted}
+    for header, payload in sandbox.run("scaling4d.ingest.media:_frames_work", arguments, limits.process, stop):
         shape = (header["height"], header["width"], 3)
         yield Frame(header["seconds"], np.frombuffer(payload, np.uint8).reshape(shape))
 
 
 def decode(
-    path: str, *, short_side: int | None, fps: float | None, pixel_format: str, limits: MediaLimits
+    path: str,
+    *,
+    short_side: int | None,
+    fps: float | None,
+    pixel_format: str,
+    limits: MediaLimits,
+    size: tuple[int, int] | None = None,
 ) -> Iterator[Timed]:
     """Yields the file's frames in normal form (arrays as ``Normalizer`` gives them). To be called inside the child."""
     with _open(path, limits) as container:
         stream = _video_stream(container, limits)
         rate = nominal_rate(stream.average_rate)
-        normalize = Normalizer(short_side, pixel_format)
+        normalize = Normalizer(short_side, pixel_format, size)
         aspect = float(stream.sample_aspect_ratio or 1)
         timed: Iterator[Timed] = rising_times(_decoded(container, stream, limits), rate)
         if fps:
@@ -225,7 +235,7 @@ def _probe_work(arguments: dict[str, Any]) -> Iterator[sandbox.Message]:
 
 def _frames_work(arguments: dict[str, Any]) -> Iterator[sandbox.Message]:
     limits = limits_from(arguments)
-    options = {name: arguments[name] for name in ("short_side", "fps")}
+    options = {name: arguments[name] for name in ("short_side", "size", "fps")}
     for timed in decode(arguments["path"], pixel_format="rgb24", limits=limits, **options):
         height, width, _ = timed.frame.shape
         yield {"seconds": timed.seconds, "height": height, "width": width}, timed.frame.tobytes()

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import threading
 import wave
 from fractions import Fraction
 
@@ -10,6 +11,7 @@ import pytest
 
 from scaling4d.ingest import media, sandbox
 from scaling4d.ingest.media import MediaError, MediaLimits
+from tests import shared_data
 from tests.video_files import coded_frame, coded_video, read_code, write_video
 
 KINDS = {
@@ -85,6 +87,36 @@ def test_odd_sizes_non_square_pixels_and_the_short_side(tmp_path):
     assert shape() == (96, 160) and shape(short_side=48) == (48, 80) and shape(short_side=500) == (96, 160)
     path = write_video(tmp_path / "wide.mp4", [coded_frame(0, 77)] * 2, pixel_aspect=Fraction(2))
     assert shape() == (96, 320) and media.probe(path)[:2] == (320, 96)
+
+
+@pytest.mark.parametrize(("extension", "rotation"), [("mp4", None), ("mp4", 90), ("mov", 180), ("mkv", -90)])
+def test_a_given_size_is_that_of_the_upright_picture(tmp_path, extension, rotation):
+    upright = [coded_frame(number, 77, 160, 96) for number in range(3)]
+    stored = [np.ascontiguousarray(np.rot90(frame, -(rotation or 0) // 90)) for frame in upright]
+    path = write_video(tmp_path / f"a.{extension}", stored, rotation=rotation, pixel_aspect=Fraction(4, 3))
+    frames = list(media.frames(path, size=(64, 80)))
+    assert [frame.rgb.shape for frame in frames] == [(64, 80, 3)] * 3
+    assert [read_code(frame.rgb) for frame in frames] == [(number, 77) for number in range(3)]
+
+
+def test_a_given_size_of_a_real_frame_is_what_pillow_makes_of_it():
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow, the reference, is not installed")
+    path = shared_data.videos() / "sam2_dog.mp4"
+    whole, small = (next(media.frames(path, **options)).rgb for options in ({}, {"size": (224, 224)}))
+    scaled = pillow.fromarray(whole).resize((224, 224), pillow.Resampling.LANCZOS)
+    difference = np.abs(np.asarray(scaled).astype(int) - small)
+    assert difference.mean() < 0.3 and np.percentile(difference, 99) <= 2
+
+
+def test_a_request_to_stop_ends_the_child(tmp_path):
+    path = write_video(tmp_path / "a.mp4", coded_video(12))
+    stop = threading.Event()
+    frames = media.frames(path, stop=stop)
+    next(frames)
+    stop.set()
+    with pytest.raises(MediaError) as error:
+        list(frames)
+    assert error.value.reason == "stopped"
 
 
 def test_the_frame_rate_changes_by_the_nearest_time(tmp_path):

@@ -25,7 +25,11 @@ _HD_LINES = 720  # untagged video of at least so many lines is BT.709 by the pla
 
 # Bit-exact: the same pixels whatever SIMD the processor has. Bicubic in swscale widens its filter when it shrinks.
 # Without full chroma interpolation its RGB output is two levels too dark everywhere (white is 253).
-_FILTER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
+_EXACT = Interpolation.ACCURATE_RND | Interpolation.BITEXACT | Interpolation.FULL_CHR_H_INT
+_FILTER = Interpolation.BICUBIC | _EXACT
+# Pictures of one given size are for released models, which were shown Lanczos-scaled ones. swscale's Lanczos has three
+# lobes and widens when it shrinks, as Pillow's does; bicubic is two to six times as far from Pillow's.
+_SIZE_FILTER = Interpolation.LANCZOS | _EXACT
 
 
 @dataclass(frozen=True)
@@ -69,16 +73,24 @@ class Normalizer:
     """Turns frames into upright pixels of one format; alpha is dropped.
 
     ``yuv420p`` gives uint8 [height * 3 / 2, width], the planes Y, U and V one after the other (I420; BT.601, limited
-    range); ``rgb24`` gives uint8 [height, width, 3].
+    range); ``rgb24`` gives uint8 [height, width, 3]. With ``size`` (upright height, width) every picture is scaled to
+    just that, its aspect not kept; then ``short_side`` must be None.
     """
 
-    def __init__(self, short_side: int | None, pixel_format: str):
+    def __init__(self, short_side: int | None, pixel_format: str, size: tuple[int, int] | None = None):
+        if size and short_side:
+            raise ValueError(f"size {size} and short_side {short_side} exclude each other")
         self._short_side = short_side
+        self._size = size
         self._pixel_format = pixel_format
         self._reformatter = VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame, pixel_aspect: float) -> np.ndarray:
-        width, height = target_size(frame.width, frame.height, pixel_aspect, self._short_side)
+        orientation = orientation_of(frame)
+        if self._size:
+            height, width = self._size[::-1] if orientation.transpose else self._size
+        else:
+            width, height = target_size(frame.width, frame.height, pixel_aspect, self._short_side)
         is_yuv = not frame.format.is_rgb
         full = frame.format.name.startswith("yuvj") or frame.color_range == _FULL_RANGE
         untagged = Colorspace.ITU709 if frame.height >= _HD_LINES else Colorspace.ITU601
@@ -87,14 +99,14 @@ class Normalizer:
             width=width,
             height=height,
             format=self._pixel_format,
-            interpolation=_FILTER,
+            interpolation=_SIZE_FILTER if self._size else _FILTER,
             src_colorspace=_COLORSPACES.get(frame.colorspace, untagged) if is_yuv else None,
             dst_colorspace=Colorspace.ITU601,
             src_color_range=(ColorRange.JPEG if full else ColorRange.MPEG) if is_yuv else None,
             dst_color_range=ColorRange.MPEG if self._pixel_format == "yuv420p" else ColorRange.JPEG,
             threads=1,
         )
-        return turn(scaled.to_ndarray(), orientation_of(frame), self._pixel_format)
+        return turn(scaled.to_ndarray(), orientation, self._pixel_format)
 
 
 def turn(pixels: np.ndarray, orientation: Orientation, pixel_format: str) -> np.ndarray:

@@ -97,3 +97,37 @@ def test_high_definition_without_a_tag_is_taken_as_bt709():
 def test_non_square_pixels_are_stretched():
     frame = av.VideoFrame.from_ndarray(color_bars(96, 144), format="rgb24")
     assert Normalizer(None, "rgb24")(frame, 4 / 3).shape == (96, 192, 3)
+
+
+SIZES = [((224, 224), (720, 1280)), ((224, 224), (144, 176)), ((96, 64), (97, 161)), ((32, 32), (1080, 1920))]
+
+
+@pytest.mark.parametrize(("size", "stored"), SIZES)
+def test_a_given_size_is_scaled_to_as_pillow_does_with_lanczos(size, stored):
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow, the reference, is not installed")
+    height, width = stored
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    waves = [np.sin(7 * x + 3 * y), np.cos(5 * y), np.sin(11 * x * y)]
+    smooth = np.rint(127.5 + 110 * np.stack(waves, -1)).astype(np.uint8)
+    ours = Normalizer(None, "rgb24", size)(av.VideoFrame.from_ndarray(smooth, format="rgb24"), 1.0)
+    theirs = np.asarray(pillow.fromarray(smooth).resize(size[::-1], pillow.Resampling.LANCZOS))
+    assert ours.shape == (*size, 3) and ours.dtype == np.uint8
+    difference = np.abs(ours.astype(int) - theirs)
+    assert difference.mean() < 0.2 and difference.max() <= 2
+
+
+def test_a_given_size_takes_the_detail_out_as_pillow_does():
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow, the reference, is not installed")
+    noise = np.random.default_rng(0).integers(0, 256, (450, 800, 1), np.uint8).repeat(3, -1)
+    ours = Normalizer(None, "rgb24", (224, 224))(av.VideoFrame.from_ndarray(noise, format="rgb24"), 1.0).astype(int)
+
+    def distance(filter):
+        return np.abs(np.asarray(pillow.fromarray(noise).resize((224, 224), filter)) - ours)[4:-4, 4:-4].mean()
+
+    others = pillow.Resampling.BICUBIC, pillow.Resampling.BILINEAR, pillow.Resampling.NEAREST
+    assert distance(pillow.Resampling.LANCZOS) < 1.0 < 2.5 < min(distance(other) for other in others)
+
+
+def test_a_given_size_and_a_short_side_exclude_each_other():
+    with pytest.raises(ValueError, match="exclude"):
+        Normalizer(64, "rgb24", (64, 64))
