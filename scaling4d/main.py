@@ -15,6 +15,10 @@ from scaling4d.errors import UserError
 
 COMMANDS = {
     "train": ("scaling4d.train_cli", "pretrain a model; starting the same command again resumes it"),
+    "eval": ("scaling4d.eval_cli", "held-out loss and reconstructions of a checkpoint"),
+    "export": ("scaling4d.export.cli", "write a checkpoint's backbone in the released layout"),
+    "features": ("scaling4d.inference.features_cli", "features of video files, with a picture of them"),
+    "depth": ("scaling4d.inference.depth_cli", "depth of a video file"),
     "ingest": ("scaling4d.ingest.cli", "turn video files into clip records"),
     "synth": ("scaling4d.synth4d.cli", "write videos of a procedural 3-D world, with exact ground truth"),
 }

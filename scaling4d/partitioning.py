@@ -12,6 +12,7 @@ inside the older ``with mesh:`` block its activation constraints vanish without 
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -85,16 +86,25 @@ class Partitioner:
         """Shardings of a tree whose leaves are boxed with logical axis names (unboxed leaves are replicated)."""
 
         def one(leaf):
-            if isinstance(leaf, nn.LogicallyPartitioned):
+            if _is_boxed(leaf):
                 return NamedSharding(mesh, self.spec(mesh, leaf.names, leaf.value.shape))
             return NamedSharding(mesh, PartitionSpec())
 
-        return jax.tree.map(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+        return jax.tree.map(one, boxed, is_leaf=_is_boxed)
 
     def batch_sharding(self, mesh: Mesh) -> NamedSharding:
         """Sharding of the leading batch axis of every array of a batch."""
         axes = dict(self.logical_axis_rules)["batch"]
         return NamedSharding(mesh, PartitionSpec(axes))
+
+
+def unboxed(tree: Any) -> Any:
+    """The arrays of a boxed tree; ``nn.unbox`` would add constraints too, by rules that ignore what does not divide."""
+    return jax.tree.map(lambda leaf: leaf.value if _is_boxed(leaf) else leaf, tree, is_leaf=_is_boxed)
+
+
+def _is_boxed(leaf: Any) -> bool:
+    return isinstance(leaf, nn.LogicallyPartitioned)
 
 
 def resolve_mesh_shape(shape: Sequence[int], num_devices: int) -> tuple[int, ...]:

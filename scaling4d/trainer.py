@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scaling4d.objectives.objective import Objective
 from scaling4d.optimizers import AdamW
-from scaling4d.partitioning import Partitioner
+from scaling4d.partitioning import Partitioner, unboxed
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -159,15 +159,6 @@ class Trainer:
             in_shardings=(self.state_shardings.params, self.partitioner.batch_sharding(self.mesh)),
             out_shardings=self.replicated,
         )
-
-
-def unboxed(tree: Any) -> Any:
-    """The arrays of a boxed tree; ``nn.unbox`` would add constraints too, by rules that ignore what does not divide."""
-    return jax.tree.map(lambda leaf: leaf.value if _is_boxed(leaf) else leaf, tree, is_leaf=_is_boxed)
-
-
-def _is_boxed(leaf: Any) -> bool:
-    return isinstance(leaf, nn.LogicallyPartitioned)
 
 
 def _combine(name: str, total: jax.Array, weight: jax.Array, value: jax.Array) -> jax.Array:

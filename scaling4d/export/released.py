@@ -1,23 +1,20 @@
 """Backbones in the layout of the released 4DS checkpoints.
 
-Responsible for: naming and writing the arrays of a trained model as the released backbone-only npz files name them
-(``params/encoder/...``, ``params/processor/layers_<i>/...``, float32, no pickled objects). Not responsible for: reading
-checkpoints of a run (``checkpoints.py``) or building a model from a file.
+Responsible for: writing the arrays of a trained model as the released backbone-only npz files hold them
+(``params/encoder/...``, ``params/processor/layers_<i>/...``, float32, no pickled objects). Not responsible for: the
+names themselves (``models/released.py``), or reading files or checkpoints (``pretrained/``).
 
-Our blocks are stacked along a leading axis, the released ones are separate: ``processor/trunk`` holds the first blocks
-and ``processor/joint`` the ones that also see the coarse tokens in pretraining. The coarse tokens and the projection to
-pixels (``decoder``) are no part of a backbone and are left out, as in the released files.
+The coarse tokens and the projection to pixels (``decoder``) are no part of a backbone and are left out, as in the
+released files.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import IO, Any
 
 import numpy as np
 
+from scaling4d.models.released import leaves, tree_leaves
 from scaling4d.run_folder import RunFolder
-
-STACKS = ("trunk", "joint")
-"""Stacks of blocks in the order in which they run."""
 
 
 def backbone_arrays(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -29,18 +26,13 @@ def backbone_arrays(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     Returns:
       float32 arrays by name, sorted: for size B the 195 arrays of the released B backbone.
     """
-    arrays = {f"params/encoder/{name}": np.asarray(leaf) for name, leaf in _leaves(params["encoder"])}
-    first = 0
-    for stack in STACKS:
-        if stack not in params["processor"]:
+    given = dict(leaves(params))
+    arrays = {}
+    for name, leaf in tree_leaves(params).items():
+        if name.startswith("decoder/"):
             continue
-        count = 0
-        for name, leaf in _leaves(params["processor"][stack]):
-            stacked = np.asarray(leaf)
-            count = len(stacked)
-            for index in range(count):
-                arrays[f"params/processor/layers_{first + index}/{name}"] = stacked[index]
-        first += count
+        layers = np.asarray(given[name]) if leaf.stacked else [np.asarray(given[name])]
+        arrays |= {f"params/{canonical}": layer for canonical, layer in zip(leaf.names, layers, strict=True)}
     return {name: np.asarray(arrays[name], np.float32) for name in sorted(arrays)}
 
 
@@ -70,12 +62,3 @@ def save_backbone(run: RunFolder, step: int, arrays: Mapping[str, np.ndarray], m
     with run.replacing(name) as file:
         save_npz(file, arrays)
     return str(run.file(name))
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(slash-joined name, array) of a nested dictionary."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}/")
-        else:
-            yield f"{prefix}{key}", value

@@ -13,6 +13,7 @@ import pytest
 
 from scaling4d.export import released
 from scaling4d.models.backbone import Backbone
+from scaling4d.models.released import STACKS
 from scaling4d.models.sizes import ModelSize, model_size
 from scaling4d.models.video_mae import VideoMAE
 from scaling4d.run_folder import RunFolder
@@ -91,7 +92,7 @@ def test_the_arrays_are_the_network(params):
     """The exported arrays alone, run as the public description says, give our backbone's last tap."""
     video = np.random.default_rng(1).random((1, *CLIP, 3)).astype(np.float32)
     trunk = jax.tree.map(
-        lambda *stacks: np.concatenate(stacks), *(params["processor"][name] for name in released.STACKS)
+        lambda *stacks: np.concatenate(stacks), *(params["processor"][name] for name in STACKS)
     )
     ours = {"encoder": params["encoder"], "processor": {"trunk": trunk}}
     with jax.default_matmul_precision("highest"):

@@ -1,0 +1,101 @@
+"""Parameters of a training checkpoint as named arrays.
+
+Responsible for: finding a checkpoint by MODEL_DIR or by its own path, and reading its parameters (or their moving
+average) array by array. Optimizer state, most of a checkpoint's bytes, is never read. Not responsible for: resuming
+(``checkpoints.py``), which wants all of it.
+"""
+
+import logging
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from scaling4d.errors import UserError
+from scaling4d.models import released
+from scaling4d.run_folder import RunFolder
+
+
+def find(source: str, step: int | None = None) -> tuple[RunFolder, int]:
+    """The run folder and step that ``source`` names: MODEL_DIR (newest, or ``step``), MODEL_DIR/checkpoints/STEP or
+    MODEL_DIR/STEP.
+
+    Raises:
+      UserError: there is no such checkpoint; the message lists those there are.
+    """
+    path = RunFolder(source).path
+    if path.name.isdigit() and not (path / "checkpoints").exists():
+        if step is not None and step != int(path.name):
+            raise UserError(f"'{source}' is the checkpoint of step {path.name}, not of step {step}; give one of them")
+        step = int(path.name)
+        path = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    directory = path / "checkpoints"
+    if not directory.exists():
+        raise UserError(f"no checkpoints at '{directory}': give a MODEL_DIR, or MODEL_DIR/checkpoints/STEP")
+    steps = sorted(ocp.utils.checkpoint_steps(directory))
+    if not steps:
+        raise UserError(f"no checkpoint in '{directory}' yet: the run has not saved one")
+    if step is None:
+        step = steps[-1]
+    if step not in steps:
+        raise UserError(f"no checkpoint of step {step} in '{directory}': it holds {', '.join(map(str, steps))}")
+    return RunFolder(path), step
+
+
+class CheckpointArrays:
+    """The parameters of one checkpoint (see ``released.NamedArrays``), with those of the decoder.
+
+    Args:
+      source: see ``find``.
+      step: of MODEL_DIR's checkpoints; None for the newest.
+      ema: the moving average in place of the parameters.
+
+    Attributes:
+      run, step: what was found.
+      model: the run's ``model.json``.
+    """
+
+    def __init__(self, source: str, step: int | None = None, ema: bool = False):
+        self.run, self.step = find(source, step)
+        self._item = epath.Path(self.run.path) / "checkpoints" / str(self.step) / "state"
+        self.source = str(self._item.parent)
+        self.model: dict[str, Any] = self.run.read_json("model.json") if self.run.exists("model.json") else {}
+        self._tree = "ema" if ema else "params"
+        logging.getLogger("absl").addFilter(_is_news)
+        self._checkpointer = ocp.PyTreeCheckpointer()
+        tree = self._checkpointer.metadata(self._item).item_metadata.tree.get(self._tree)
+        if tree is None:
+            raise UserError(f"{self.source} holds no moving average: the run had train.ema_decay = 0; leave out --ema")
+        self._shapes = {name: tuple(leaf.shape) for name, leaf in released.leaves(tree)}
+        self._place: dict[str, tuple[str, int | None]] = {}
+        self.shapes: dict[str, released.Shape] = {}
+        for name, leaf in released.tree_leaves(tree).items():
+            for index, canonical in enumerate(leaf.names):
+                self._place[canonical] = (name, index if leaf.stacked else None)
+                self.shapes[canonical] = self._shapes[name][1:] if leaf.stacked else self._shapes[name]
+        self._newest: tuple[str, np.ndarray] | None = None
+
+    def read(self, name: str) -> np.ndarray:
+        """The array; raises UserError where it holds NaN or infinity. Layers are best asked for one after the other."""
+        leaf, index = self._place[name]
+        if self._newest is None or self._newest[0] != leaf:
+            self._newest = None  # two stacks of blocks are never held at once
+            self._newest = (leaf, self._restore(leaf))
+        array = self._newest[1] if index is None else self._newest[1][index]
+        if not np.isfinite(array).all():
+            raise UserError(f"{self.source}: '{name}' holds values that are not finite (NaN or infinity)")
+        return array
+
+    def _restore(self, leaf: str) -> np.ndarray:
+        wanted = released.nested({f"{self._tree}/{leaf}": jax.ShapeDtypeStruct(self._shapes[leaf], np.float32)})
+        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32), wanted)
+        arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True)
+        [array] = jax.tree.leaves(self._checkpointer.restore(self._item, args=arguments))
+        return array
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for Orbax's remark that an item of a checkpoint, read by itself, has no metadata of a whole checkpoint."""
+    return "Metadata file does not exist" not in record.getMessage()
