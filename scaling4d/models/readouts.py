@@ -10,6 +10,7 @@ the checkpoint says ``params/layers_2/<name>``.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling4d.errors import UserError
-from scaling4d.models import attention, patches, position, transformer
+from scaling4d.models import attention, patches, position, released, transformer
 from scaling4d.models.patches import Grid
 
 DEPTH_BLOCK: Grid = (2, 8, 8)
@@ -27,6 +28,9 @@ DEPTH_BLOCK: Grid = (2, 8, 8)
 
 PREFIX = "readout/"
 """Of a readout's arrays among the canonical names of a model."""
+
+WEIGHTS_AT_ONCE = 2**25
+"""Attention weights (heads x queries x tokens) of one example that exist at a time: 128 MiB in float32."""
 
 
 def resize_time(features: jax.Array, frames: int) -> jax.Array:
@@ -43,6 +47,32 @@ def resize_time(features: jax.Array, frames: int) -> jax.Array:
     # Of bfloat16 features the weights would be rounded to bfloat16 too.
     resized = jax.image.resize(features.astype(jnp.float32), shape, "cubic", precision=jax.lax.Precision.HIGHEST)
     return resized.astype(features.dtype)
+
+
+def attend_in_pieces(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """``attention.attend`` for many queries, some at a time: ``[batch, queries, heads, channel]``, query scaled.
+
+    All weights of the released depth readout are 1.3 GB an example and grow with the square of the clip's pixels.
+    Queries do not see each other, so they can be answered in pieces: on two CPU cores that readout then takes 2.4
+    instead of 3.0 s and the process 0.7 instead of 3.0 GB. The backward pass computes the weights of a piece again.
+    """
+    batch, queries, heads, channels = query.shape
+    pieces = -(-heads * queries * key.shape[1] // WEIGHTS_AT_ONCE)
+    if pieces == 1:
+        return attention.attend(query, key, value)[0]
+    length = -(-queries // pieces)
+    pieces = -(-queries // length)  # with rounded lengths one less may do
+    query = jnp.pad(query, ((0, 0), (0, pieces * length - queries), (0, 0), (0, 0)))
+    query = query.reshape(batch, pieces, length, heads, channels).swapaxes(0, 1)
+
+    # Inside a loop the compiler cannot merge the recomputation with the forward pass: no barriers are needed.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def attend(piece: jax.Array) -> jax.Array:
+        piece = nn.with_logical_constraint(piece, ("batch", "length", "heads", "kv"))
+        return attention.attend(piece, key, value)[0]
+
+    attended = jax.lax.map(attend, query).swapaxes(0, 1)
+    return attended.reshape(batch, pieces * length, heads, channels)[:, :queries]
 
 
 class TemporalTable(nn.Module):
@@ -95,6 +125,9 @@ class AttentionReadout(nn.Module):
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         """``[batch, frames, cells, features]`` -> float32 ``[batch, queries, outputs]``."""
+        if self.width % self.heads:
+            raise UserError(f"a readout of width {self.width} does not split into {self.heads} heads: change its width "
+                            f"or its heads so that one divides the other")
         batch, frames, _, channels = features.shape
         x = transformer.layer_norm("LayerNorm_0", "embed", self.dtype)(features)
         x = x + TemporalTable(frames, channels, name="temporal_posenc")().astype(self.dtype)
@@ -123,7 +156,7 @@ class AttentionReadout(nn.Module):
             )
             for name in ("key_embedding", "value_embedding")
         )
-        attended, _ = attention.attend(query * query.shape[-1] ** -0.5, key, value)
+        attended = attend_in_pieces(query * query.shape[-1] ** -0.5, key, value)
         attended = nn.with_logical_constraint(attended, ("batch", "length", "heads", "kv"))
         return attended.reshape(*attended.shape[:2], self.width)
 
@@ -153,7 +186,14 @@ class DepthReadout(nn.Module):
         nn.share_scope(self, self.readout)
 
     def __call__(self, features: jax.Array) -> jax.Array:
-        """``[batch, frames, cells, features]``, see ``resize_time`` -> float32 ``[batch, time, height, width, 1]``."""
+        """``[batch, time, cells, features]`` -> float32 ``[batch, time, height, width, 1]``; time as in ``clip``.
+
+        Raises:
+          UserError: the features have another number of moments.
+        """
+        if features.shape[1] != self.clip[0]:
+            raise UserError(f"features of {features.shape[1]} moments do not fit a depth readout for {self.clip[0]} "
+                            f"frames: pass resize_time(features, {self.clip[0]})")
         return patches.unfold(self.readout(features), patches.block_grid(self.clip, DEPTH_BLOCK), DEPTH_BLOCK)
 
 
@@ -182,8 +222,7 @@ class ReadoutArchitecture:
         """Shapes of its 18 arrays by canonical name (``readout/...``)."""
         features = jax.ShapeDtypeStruct((1, self.frames, 1, self.features), jnp.float32)
         params = jax.eval_shape(self.module().init, jax.random.key(0), features)["params"]
-        leaves = jax.tree_util.tree_leaves_with_path(nn.unbox(params))
-        return {PREFIX + "/".join(entry.key for entry in path): leaf.shape for path, leaf in leaves}
+        return {f"{PREFIX}{name}": leaf.shape for name, leaf in released.leaves(nn.unbox(params))}
 
 
 def readout_architecture(shapes: Mapping[str, tuple[int, ...]], source: str) -> ReadoutArchitecture:
@@ -192,20 +231,15 @@ def readout_architecture(shapes: Mapping[str, tuple[int, ...]], source: str) -> 
     Raises:
       UserError: an array is missing, is one too many, or does not fit the others; with ``source`` and its name.
     """
-    query, table, last = (_shape(shapes, f"{PREFIX}{name}", rank, source) for name, rank in
-                          (("query", 3), ("temporal_posenc/embeddings", 3), ("Dense_1/kernel", 2)))
-    architecture = ReadoutArchitecture(features=table[2], frames=table[0], width=query[1] * query[2], heads=query[1],
-                                       queries=query[0], outputs=last[1])
-    expected = architecture.shapes()
-    for name, shape in expected.items():
-        found = _shape(shapes, name, len(shape), source)
-        if found != shape:
-            raise UserError(f"{source}: array '{name}' has shape {found}, but beside the other arrays of its readout "
-                            f"{shape} is needed; use the file as it was written")
-    for name in sorted(shapes):
-        if name.startswith(PREFIX) and name not in expected:
-            raise UserError(f"{source}: array '{name}' belongs to no attention readout, whose {len(expected)} arrays "
-                            f"are all here; use a checkpoint with this kind of readout")
+    given = {name: tuple(shape) for name, shape in shapes.items() if name.startswith(PREFIX)}
+    query, table, last = (
+        _shape(given, f"{PREFIX}{name}", rank, source)
+        for name, rank in (("query", 3), ("temporal_posenc/embeddings", 3), ("Dense_1/kernel", 2))
+    )
+    architecture = ReadoutArchitecture(
+        features=table[2], frames=table[0], width=query[1] * query[2], heads=query[1], queries=query[0], outputs=last[1]
+    )
+    released.check_shapes(given, architecture.shapes(), source)
     return architecture
 
 
@@ -233,21 +267,18 @@ def depth_architecture(
     )
     for name, what, value, allowed, reason in wanted:
         if value != allowed:
-            raise UserError(f"{source}: array '{PREFIX}{name}' has {value} {what}, but a depth readout has {allowed} "
+            raise UserError(f"{source}: '{PREFIX}{name}' has {value} {what}, but a depth readout has {allowed} "
                             f"here ({reason}); use a checkpoint of a depth model")
     return found
 
 
 def _shape(shapes: Mapping[str, tuple[int, ...]], name: str, rank: int, source: str) -> tuple[int, ...]:
-    """The shape of one array, or UserError where there is none of ``rank`` positive sizes."""
+    """The shape of one array; raises UserError where there is none of ``rank`` positive sizes."""
     if name not in shapes:
-        raise UserError(f"{source}: array '{name}' of the readout is missing; use a checkpoint with a readout, such as "
-                        f"the released depth model")
-    shape = tuple(shapes[name])
-    if len(shape) != rank or min(shape) < 1:
-        raise UserError(f"{source}: array '{name}' has shape {shape}, but it needs {rank} axes, none of them empty; "
-                        f"use the file as it was written")
-    return shape
+        raise UserError(f"{source}: no array '{name}': these are not the weights of an attention readout")
+    if len(shapes[name]) != rank or min(shapes[name]) < 1:
+        raise UserError(f"{source}: '{name}' has shape {shapes[name]}; it should have {rank} axes, none of them empty")
+    return shapes[name]
 
 
 def resize_depth_params(params: Mapping[str, Any], from_clip: Grid, to_clip: Grid) -> dict[str, Any]:
@@ -262,6 +293,11 @@ def resize_depth_params(params: Mapping[str, Any], from_clip: Grid, to_clip: Gri
     old, new = (patches.block_grid(clip, DEPTH_BLOCK) for clip in (from_clip, to_clip))
     query, table = params["query"], params["temporal_posenc"]["embeddings"]
     heads = query.shape[1:]
-    resized = position.resize_table(query.reshape(*old, math.prod(heads)), new).reshape(-1, *heads)
-    frames = position.resize_table(table[:, :, None], (to_clip[0], 1, 1))[:, :, 0]
-    return {**params, "query": resized, "temporal_posenc": {"embeddings": frames}}
+    queries = _resized(query.reshape(*old, math.prod(heads)), new).reshape(-1, *heads)
+    frames = _resized(table[:, :, None], (to_clip[0], 1, 1))[:, :, 0]
+    return {**params, "query": queries, "temporal_posenc": {"embeddings": frames}}
+
+
+def _resized(table: jax.Array, grid: Grid) -> jax.Array:
+    """``position.resize_table``, of any floating point type in float32."""
+    return position.resize_table(table.astype(jnp.float32), grid).astype(table.dtype)

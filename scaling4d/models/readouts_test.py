@@ -77,6 +77,55 @@ def test_depth_is_its_description_in_numpy(heads):
     assert_near(found, numpy_readouts.depth(exact(features), exact(params), (2, 3, 2)))
 
 
+def test_queries_in_pieces_are_answered_alike(monkeypatch):
+    """5 pieces of 3 queries for 13: the last is padded. Values and gradients are those of all at once."""
+    module = readouts.AttentionReadout(outputs=5, width=24, heads=3, queries=13)
+    features = normal(2, 4, 6, 20)
+    params = random_params(module, features)
+
+    def loss(params, features):
+        answers = module.apply({"params": params}, features)
+        return (answers**2).mean(), answers
+
+    def run():
+        with jax.default_matmul_precision("highest"):
+            return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, features)
+
+    (wanted_grads, wanted), lengths = run(), []
+    monkeypatch.setattr(readouts, "WEIGHTS_AT_ONCE", 3 * 3 * 24)
+    attend = readouts.attention.attend
+    monkeypatch.setattr(readouts.attention, "attend", lambda q, k, v: lengths.append(q.shape[1]) or attend(q, k, v))
+    grads, found = run()
+    assert lengths and set(lengths) == {3}
+    assert_near(found, exact(wanted))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), grads, wanted_grads)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1), (1, 2, 4)])
+def test_depth_is_the_same_on_every_mesh(shape, monkeypatch):
+    monkeypatch.setattr(readouts, "WEIGHTS_AT_ONCE", 4 * 4 * 24)
+    module, features = readouts.DepthReadout((4, 24, 16), 32, 4), normal(8, 4, 6, 16)
+    params = random_params(module, features)
+    wanted = exact(apply(module, params, features))
+    partitioner = partitioning.Partitioner(shape)
+    mesh = partitioner.mesh()
+    boxed = jax.eval_shape(module.init, jax.random.key(0), features)["params"]
+    placed = jax.device_put(params, partitioner.shardings(mesh, boxed))
+    with jax.set_mesh(mesh), nn.logical_axis_rules(list(partitioner.logical_axis_rules)):
+        found = apply(module, placed, jax.device_put(features, partitioner.batch_sharding(mesh)))
+    assert not found.sharding.is_fully_replicated
+    assert_near(found, wanted)
+
+
+def test_settings_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="width 30.*4 heads"):
+        readouts.AttentionReadout(1, 30, 4, 2).init(jax.random.key(0), normal(1, 2, 3, 8))
+    with pytest.raises(UserError, match=r"8 moments.*16 frames.*resize_time\(features, 16\)"):
+        readouts.DepthReadout((16, 8, 8), 8, 2).init(jax.random.key(0), normal(1, 8, 3, 8))
+    with pytest.raises(UserError, match="16x8x12.*2x8x8"):
+        readouts.DepthReadout((16, 8, 12), 8, 2).init(jax.random.key(0), normal(1, 16, 3, 8))
+
+
 def test_depth_head_has_the_released_names_and_shapes():
     module = readouts.DepthReadout(CLIP)
     params = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 16, 196, 768)))["params"]
@@ -183,19 +232,19 @@ def without(name):
 
 
 @pytest.mark.parametrize(("shapes", "message"), [
-    *((without(name), f"'readout/{name}' of the readout is missing") for name in RELEASED),
-    (SHAPES | {"readout/Dense_2/bias": (4,)}, "'readout/Dense_2/bias' belongs to no attention readout"),
-    (SHAPES | {"readout/query": (6272, 1024)}, r"'readout/query' has shape \(6272, 1024\), but it needs 3 axes"),
+    *((without(name), f"no array 'readout/{name}'") for name in RELEASED),
+    (SHAPES | {"readout/Dense_2/bias": (4,)}, "'readout/Dense_2/bias' belongs to no known"),
+    (SHAPES | {"readout/query": (6272, 1024)}, r"'readout/query' has shape \(6272, 1024\).* 3 axes"),
     (SHAPES | {"readout/query": (6272, 0, 64)}, r"'readout/query' has shape \(6272, 0, 64\)"),
     (SHAPES | {"readout/Dense_1/kernel": ()}, r"'readout/Dense_1/kernel' has shape \(\)"),
-    (SHAPES | {"readout/LayerNorm_0/scale": (1, 768)}, "'readout/LayerNorm_0/scale'.*needs 1 axes"),
-    (SHAPES | {"readout/key_embedding/bias": (8, 64)}, r"\(8, 64\), but beside the other.*\(16, 64\) is needed"),
-    (SHAPES | {"readout/temporal_posenc/embeddings": (16, 2, 768)}, r"\(16, 2, 768\), but.*\(16, 1, 768\) is needed"),
+    (SHAPES | {"readout/LayerNorm_0/scale": (1, 768)}, r"'readout/LayerNorm_0/scale'.*\(1, 768\) where \(768,\)"),
+    (SHAPES | {"readout/key_embedding/bias": (8, 64)}, r"'readout/key_embedding/bias'.*\(8, 64\) where \(16, 64\)"),
+    (SHAPES | {"readout/temporal_posenc/embeddings": (16, 2, 768)}, r"\(16, 2, 768\) where \(16, 1, 768\)"),
 ])
 def test_arrays_that_are_no_readout_are_refused_by_name(shapes, message):
-    with pytest.raises(UserError, match=f"^head.npz: array {message}" if message[0] == "'" else message) as caught:
+    with pytest.raises(UserError, match=f"^head.npz: .*{message}") as caught:
         readouts.readout_architecture(shapes, "head.npz")
-    assert str(caught.value).startswith("head.npz: array 'readout/") and "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("changed", "clip", "features", "message"), [
@@ -214,13 +263,13 @@ def test_readouts_that_are_no_depth_head_are_refused(changed, clip, features, me
 
 
 def test_parameters_of_another_clip_keep_their_names_and_fit():
-    old, new = (4, 24, 16), (8, 32, 48)
+    old, new = (4, 24, 32), (8, 32, 48)
     features = normal(1, 8, 6, 20)
     params = random_params(readouts.DepthReadout(old, 24, 3), features[:, :4])
     resized = readouts.resize_depth_params(params, old, new)
     assert apply(readouts.DepthReadout(new, 24, 3), resized, features).shape == (1, *new, 1)
     assert {**resized, "query": 0, "temporal_posenc": 0} == {**params, "query": 0, "temporal_posenc": 0}
-    tables = params["query"].reshape(2, 3, 2, 24), params["temporal_posenc"]["embeddings"]
+    tables = params["query"].reshape(2, 3, 4, 24), params["temporal_posenc"]["embeddings"]
     for axis, size in enumerate((4, 4, 6)):
         matrix = numpy_readouts.time_matrix(tables[0].shape[axis], size)
         tables = np.moveaxis(np.tensordot(matrix, tables[0], (1, axis)), 0, axis), tables[1]
