@@ -11,6 +11,7 @@ position the input stream has, and the fingerprint of the data it counts in).
 import contextlib
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -22,6 +23,8 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from scaling4d.errors import UserError
+from scaling4d.pretrained.checkpoint import find
+from scaling4d.pretrained.download import is_remote
 from scaling4d.run_folder import RunFolder
 
 
@@ -47,13 +50,32 @@ class RestoreCheckpointConfig:
     """What a run without checkpoints of its own starts from.
 
     Attributes:
-      path: a MODEL_DIR, or one checkpoint in it (``MODEL_DIR/checkpoints/1000``); empty starts from scratch. State,
-        step and stream position are all taken over.
+      path: a MODEL_DIR, or one checkpoint in it (``MODEL_DIR/checkpoints/1000``); or weights: an npz file in the
+        released layout, a released name, an address. Empty starts from scratch.
       mode: ``latest`` takes the newest checkpoint of a MODEL_DIR; ``specific`` wants one checkpoint's own path.
+      take: ``state`` goes on where a checkpoint was: parameters, optimizer state, step and position in the stream.
+        ``parameters`` takes these alone and starts at step 0 (``warm_start.py``); weights have nothing else to take.
+      assignment_map: for ``parameters``, pairs (regular expression, name): an array of this run whose whole name
+        matches is taken from the array called ``name``, which may refer to the expression's groups; with None for
+        a name it stays fresh. The first match counts; without one the names are the same.
+      strict: every array must then have its source, and every array of a backbone its place; False takes what fits.
     """
 
     path: str = ""
     mode: Literal["latest", "specific"] = "latest"
+    take: Literal["state", "parameters"] = "state"
+    assignment_map: tuple[tuple[str, str | None], ...] = ()
+    strict: bool = True
+
+    @property
+    def takes_state(self) -> bool:
+        """Whether a whole training state is taken over; raises UserError for settings that contradict each other."""
+        is_weights = self.path.endswith(".npz") or is_remote(self.path)
+        takes_state = self.take == "state" and not is_weights
+        if takes_state and (self.assignment_map or not self.strict):
+            raise UserError("assignment_map and strict=False are for parameters alone: add "
+                            "--gin.RestoreCheckpointConfig.take=parameters")
+        return takes_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,26 +185,19 @@ class Checkpoints:
 
 def restore_initial(config: RestoreCheckpointConfig, abstract_state: Any) -> Restored:
     """Restores what ``config.path`` names; raises UserError when there is none or its arrays do not fit."""
-    path = RunFolder(config.path).path
-    if path.name.isdigit() and path.parent.name == "checkpoints":
-        directory, step = path.parent, int(path.name)
-    elif config.mode == "specific":
+    try:
+        run, step = find(config.path)
+    except UserError as error:
+        raise UserError(f"{error}; change --gin.INITIAL_CHECKPOINT_PATH") from None
+    if config.mode == "specific" and not os.path.basename(config.path.rstrip("/")).isdigit():
         raise UserError(
             f"'{config.path}' is not one checkpoint: mode 'specific' wants MODEL_DIR/checkpoints/STEP; change "
             "--gin.INITIAL_CHECKPOINT_PATH or --gin.RestoreCheckpointConfig.mode=latest"
         )
-    else:
-        directory, step = path / "checkpoints", None
-    if not directory.exists():
-        raise UserError(f"no checkpoints at '{directory}'; change --gin.INITIAL_CHECKPOINT_PATH")
+    directory = run.path / "checkpoints"
     handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
     options = ocp.CheckpointManagerOptions(read_only=True)
     with ocp.CheckpointManager(directory, item_handlers=handlers, options=options) as manager:
-        steps = sorted(manager.all_steps())
-        step = steps[-1] if step is None and steps else step
-        if step not in steps:
-            wanted = "no checkpoint" if step is None else f"no checkpoint {step}"
-            raise UserError(f"{wanted} in '{directory}': it holds {steps}; change --gin.INITIAL_CHECKPOINT_PATH")
         return _restore(manager, directory, step, abstract_state)
 
 
@@ -207,7 +222,10 @@ def check_arrays(metadata: Any, abstract_state: Any, source: str) -> None:
     ]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"checkpoint {source} does not fit this model: {problems[0]}{more}; use its own model")
+        raise UserError(
+            f"checkpoint {source} does not fit this model: {problems[0]}{more}; use its own model, or take its "
+            "parameters alone into a new run: --gin.RestoreCheckpointConfig.take=parameters"
+        )
 
 
 def flat_arrays(tree: Any) -> dict[str, Any]:

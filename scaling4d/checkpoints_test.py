@@ -90,7 +90,7 @@ def test_restored_is_what_was_saved(tmp_path):
     [
         ("nothing", "latest", "no checkpoints at"),
         (".", "specific", "not one checkpoint"),
-        ("checkpoints/9", "latest", "no checkpoint 9"),
+        ("checkpoints/9", "latest", "no checkpoint of step 9"),
     ],
 )
 def test_an_initial_checkpoint_that_is_not_there(tmp_path, path, mode, words):

@@ -13,6 +13,8 @@ from scaling4d import checkpoints, partitioning, run_records
 from scaling4d.observe import previews
 from scaling4d.run_folder import RunFolder
 from scaling4d.train import Run, say
+from scaling4d.trainer import Trainer
+from scaling4d.warm_start import WarmStart
 
 GIB = 2**30
 
@@ -33,7 +35,7 @@ def report(run: Run) -> None:
         "steps": f"{run.total_steps:,} ({examples:,} clips, {examples / max(1, train_clips):.1f} epochs)",
         "data": f"{train_clips:,} training clips, {held_out_clips:,} held-out clips",
         "compute": f"{run.objective.flops_per_example() * run.batch_size / 1e12:.3f} TFLOP a step",
-        "would restore": would_restore(run),
+        "would restore": would_restore(run, trainer),
         "checkpoints": _disk(run, folder, state_bytes),
         "memory": _memory(run, trainer, state_bytes),
     }
@@ -42,13 +44,15 @@ def report(run: Run) -> None:
         say(f"{name:{width}}  {value}")
 
 
-def would_restore(run: Run) -> str:
+def would_restore(run: Run, trainer: Trainer) -> str:
     """What a start would take its state from."""
     folder = RunFolder(run.model_dir)
     steps = sorted(int(name) for name in folder.glob("checkpoints/*") if name.isdigit())
     if steps:
         return f"{folder.path / 'checkpoints' / str(steps[-1])}"
-    return run.restore.path or "nothing: from scratch"
+    if not run.restore.path or run.restore.takes_state:
+        return run.restore.path or "nothing: from scratch"
+    return "\n".join(WarmStart(run.restore, trainer).report())
 
 
 def _disk(run: Run, folder: RunFolder, state_bytes: int) -> str:
@@ -64,7 +68,7 @@ def _disk(run: Run, folder: RunFolder, state_bytes: int) -> str:
     return text if need <= free else text + f"  WARNING: {need / GIB:.1f} GiB are needed"
 
 
-def _memory(run: Run, trainer, state_bytes: int) -> str:
+def _memory(run: Run, trainer: Trainer, state_bytes: int) -> str:
     """Parameters, optimizer state and gradients on one device, and its share of the batch; activations come on top."""
 
     def on_one_device(tree) -> int:

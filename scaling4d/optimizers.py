@@ -5,9 +5,11 @@ step is taken or what is logged of it (see ``trainer.py``).
 """
 
 import dataclasses
+import re
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from scaling4d.errors import UserError
@@ -62,7 +64,9 @@ class ConstantCooldown:
 class AdamW:
     """AdamW (Loshchilov & Hutter 2019) after global-norm clipping; weight decay touches kernels only.
 
-    Biases, norms, position tables and coarse tokens are not decayed. ``clip_norm`` 0 turns clipping off.
+    Biases, norms, position tables and coarse tokens are not decayed. ``clip_norm`` 0 turns clipping off. For the
+    first ``frozen_steps`` steps parameters whose whole name matches the regular expression ``frozen`` stay as they
+    are, so that fresh ones beside them can settle; their moments are gathered meanwhile.
     """
 
     learning_rate: float = 3e-4
@@ -72,6 +76,8 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.05
     clip_norm: float = 1.0
+    frozen: str = "encoder/.*|processor/.*"
+    frozen_steps: int = 0
 
     def rate(self, total_steps: int) -> optax.Schedule:
         """Learning rate by step (0-based)."""
@@ -83,7 +89,16 @@ class AdamW:
         adamw = optax.adamw(
             self.rate(total_steps), self.b1, self.b2, self.eps, weight_decay=self.weight_decay, mask=kernels_only
         )
-        return optax.chain(clip, adamw)
+        if not self.frozen_steps:
+            return optax.chain(clip, adamw)
+        held = optax.scale_by_schedule(lambda count: jnp.where(count < self.frozen_steps, 0.0, 1.0))
+        return optax.chain(clip, adamw, optax.masked(held, self._is_frozen))
+
+    def _is_frozen(self, params: object) -> object:
+        def matches(path: tuple, _: object) -> bool:
+            return bool(re.fullmatch(self.frozen, "/".join(key.key for key in path if hasattr(key, "key"))))
+
+        return jax.tree_util.tree_map_with_path(matches, params)
 
 
 def kernels_only(params: object) -> object:

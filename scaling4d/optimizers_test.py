@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,3 +52,19 @@ def test_global_norm_is_clipped():
     chain = AdamW(1.0, ConstantCooldown(0), b1=0.0, b2=0.0, eps=1.0, weight_decay=0.0, clip_norm=1.0).build(10)
     updates, _ = chain.update({"kernel": jnp.full(4, 5.0)}, chain.init(params), params)
     np.testing.assert_allclose(updates["kernel"], -0.5 / 1.5, rtol=1e-5)  # norm 10 -> 1: entries 0.5, over |g| + eps
+
+
+def test_frozen_parameters_wait_while_their_moments_grow():
+    params = {"encoder": {"kernel": jnp.ones(3)}, "decoder": {"kernel": jnp.ones(3)}}
+    grads = jax.tree.map(jnp.ones_like, params)
+    frozen, free = (AdamW(0.1, ConstantCooldown(0), frozen_steps=steps).build(10) for steps in (2, 0))
+    held, moved = frozen.init(params), free.init(params)
+    for step in range(4):
+        updates, held = frozen.update(grads, held, params)
+        wanted, moved = free.update(grads, moved, params)
+        np.testing.assert_array_equal(updates["decoder"]["kernel"], wanted["decoder"]["kernel"])
+        if step < 2:
+            np.testing.assert_array_equal(updates["encoder"]["kernel"], 0.0)
+        else:
+            np.testing.assert_array_equal(updates["encoder"]["kernel"], wanted["encoder"]["kernel"])
+    assert not np.array_equal(wanted["encoder"]["kernel"], np.zeros(3))

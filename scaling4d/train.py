@@ -30,6 +30,7 @@ from scaling4d.optimizers import AdamW
 from scaling4d.partitioning import Partitioner
 from scaling4d.run_folder import RunFolder
 from scaling4d.trainer import Trainer
+from scaling4d.warm_start import WarmStart
 
 STEPS_IN_FLIGHT = 2
 
@@ -126,7 +127,7 @@ class Run:
         state, restored = self._initial_state(trainer, saver)
         first_step, position = (restored.step, restored.data["next_example"]) if restored else (0, 0)
         step = first_step
-        source = f"step {step} in {restored.source}" if restored else "scratch"
+        source = f"step {step} in {restored.source}" if restored else self.restore.path or "scratch"
         mesh = ", ".join(f"{axis} {size}" for axis, size in trainer.mesh.shape.items())
         say(f"model: {run_records.num_parameters(trainer):,} parameters; mesh: {mesh}; from {source}")
         for change in changes:
@@ -231,14 +232,18 @@ class Run:
         return exits.DONE
 
     def _initial_state(self, trainer: Trainer, saver: Checkpoints) -> tuple[Any, checkpoints.Restored | None]:
-        """The newest checkpoint of this run, else the initial checkpoint, else a fresh state (and None)."""
+        """The newest checkpoint of this run, else the initial one (None: its parameters alone), else a fresh state."""
         if (latest := saver.latest_step()) is not None:
             restored = saver.restore(latest, trainer.abstract_state)
-        elif self.restore.path:
+        elif self.restore.path and self.restore.takes_state:
             restored = checkpoints.restore_initial(self.restore, trainer.abstract_state)
         else:
             with device_memory_errors(self):
-                return trainer.init_state(), None
+                if not self.restore.path:
+                    return trainer.init_state(), None
+                start = WarmStart(self.restore, trainer)
+                say("\n".join(start.report()))
+                return start.state(), None
         return restored.state, restored
 
 
