@@ -39,11 +39,11 @@ def write_arrays(file: IO[bytes], arrays: Arrays, note: Mapping[str, Any], forma
 
 
 def read_note(path: str | os.PathLike) -> dict[str, Any] | None:
-    """The note of a file that ``write_arrays`` wrote; None for any other file, or none."""
+    """The note of a file that ``write_arrays`` wrote; None for any other file, one that was cut off, or none."""
     read: Callable[[Any], str] = _safetensors_note if os.fspath(path).endswith(".safetensors") else _npz_note
     try:
         note = json.loads(read(path))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, struct.error):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, struct.error):
         return None
     return note if isinstance(note, dict) else None
 
@@ -69,8 +69,8 @@ def _write_npz(file: IO[bytes], arrays: Arrays, note: str) -> None:
 
 
 def _npz_note(path: str | os.PathLike) -> str:
-    with np.load(path, allow_pickle=False) as stored:
-        return str(stored[_NOTE])
+    with zipfile.ZipFile(path) as archive, archive.open(f"{_NOTE}.npy") as member:
+        return str(np.lib.format.read_array(member, allow_pickle=False))
 
 
 def _write_safetensors(file: IO[bytes], arrays: Arrays, note: str) -> None:
@@ -94,4 +94,8 @@ def _safetensors_note(path: str | os.PathLike) -> str:
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(min(length, _LONGEST_HEADER)))
-    return header["__metadata__"][_NOTE]
+        note = header.pop("__metadata__")[_NOTE]
+        end = max(array["data_offsets"][1] for array in header.values())
+        if file.seek(0, os.SEEK_END) != 8 + length + end:
+            raise ValueError("cut off")
+    return note

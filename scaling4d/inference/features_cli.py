@@ -114,7 +114,7 @@ def _print_skipped(skipped) -> None:
 
     if not skipped:
         return
-    print(f"{len(skipped)} videos were skipped:", file=sys.stderr)
+    print("1 video was skipped:" if len(skipped) == 1 else f"{len(skipped)} videos were skipped:", file=sys.stderr)
     rows = [(printable(item.name), item.reason, printable(item.detail)) for item in skipped]
     name_width, reason_width = (max(len(row[column]) for row in rows) for column in (0, 1))
     for name, reason, detail in rows:

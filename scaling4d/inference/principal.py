@@ -61,5 +61,5 @@ def sample_rows(total: int, most: int = SAMPLE) -> np.ndarray:
     stretches, the same every time. (Rows at a fixed stride could all be of one patch.)"""
     if total <= most:
         return np.arange(total)
-    places = np.arange(most) + np.random.default_rng(0).random(most)
-    return np.minimum((places * (total / most)).astype(np.int64), total - 1)
+    edges = np.arange(most + 1) * total // most
+    return edges[:-1] + (np.random.default_rng(0).random(most) * np.diff(edges)).astype(np.int64)
