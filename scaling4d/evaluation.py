@@ -66,7 +66,10 @@ class Evaluator:
     def export(self, state: Any, step: int) -> str:
         """Writes the backbone in the released layout; returns its path."""
         arrays = self._trainer.objective.backbone_arrays(jax.device_get(_averaged(state)))
-        return released.save_backbone(self._run, step, arrays, run_records.model_json(self._trainer) | {"step": step})
+        file = f"backbone-{step}.npz"
+        model = run_records.model_json(self._trainer)
+        record = released.export_record(model, file, step=step, ema=state.ema is not None)
+        return released.save_backbone(self._run, f"exports/{file}", arrays.items(), record)
 
 
 def combine(parts: list[dict[str, np.ndarray]]) -> dict[str, float]:

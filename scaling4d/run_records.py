@@ -6,9 +6,7 @@ the configuration (``config/``) or how files are written (``run_folder.py``).
 """
 
 import importlib.metadata
-import pathlib
 import platform
-import subprocess
 from typing import Any
 
 import flax.linen as nn
@@ -17,28 +15,11 @@ import numpy as np
 
 from scaling4d import __version__, config
 from scaling4d.errors import UserError
+from scaling4d.model_json import FORMAT_VERSION, commit
 from scaling4d.run_folder import RunFolder
 from scaling4d.trainer import Trainer
 
-MODEL_JSON_VERSION = 1
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "av", "tensorflow", "seqio", "gin-config")
-
-
-def commit() -> str | None:
-    """The checkout's commit, with ``+changes`` where files differ from it; None outside a checkout."""
-    root = pathlib.Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
-
-    try:
-        revision = git("rev-parse", "HEAD")
-        return (revision + ("+changes" if git("status", "--porcelain", "-uno") else "")) or None
-    except (OSError, subprocess.TimeoutExpired):
-        return None
 
 
 def versions() -> dict[str, str | None]:
@@ -55,7 +36,7 @@ def versions() -> dict[str, str | None]:
 def model_json(trainer: Trainer) -> dict[str, Any]:
     """What readers of the run need to know of the model; they never parse gin."""
     return {
-        "format_version": MODEL_JSON_VERSION,
+        "format_version": FORMAT_VERSION,
         **trainer.objective.model_description(),
         "parameters": num_parameters(trainer),
         "ema": bool(trainer.ema_decay),
@@ -85,12 +66,18 @@ def model_info(trainer: Trainer) -> str:
     return "\n".join([*lines, "", f"{num_parameters(trainer):,} parameters; mesh {mesh}", ""])
 
 
+def latest_config(run: RunFolder) -> str | None:
+    """The name of the configuration of the run's latest start; None where there is none."""
+    names = sorted(run.glob("config*.gin"), key=_config_step)
+    return names[-1] if names else None
+
+
 def check_same_run(run: RunFolder, resolved: str, *, allow_changes: bool) -> list[str]:
     """Lines that say what changed since the run's last start; raises UserError for a change that may not be."""
-    names = sorted(run.glob("config*.gin"), key=_config_step)
-    if not names:
+    name = latest_config(run)
+    if name is None:
         return []
-    changes = config.diff(run.read_text(names[-1]), resolved)
+    changes = config.diff(run.read_text(name), resolved)
     refused = [change for change in changes if not change.allowed]
     lines = [f"{change.name}: {change.old} -> {change.new}" for change in changes]
     if refused and not allow_changes:

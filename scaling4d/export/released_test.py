@@ -126,10 +126,10 @@ def test_the_arrays_are_the_network(params):
 
 def test_a_file_comes_back_bitwise_and_twice_the_same(params, tmp_path):
     arrays = released.backbone_arrays(params)
-    path = released.save_backbone(RunFolder(tmp_path), 120, arrays, {"size": "small"})
+    path = released.save_backbone(RunFolder(tmp_path), "exports/backbone-120.npz", arrays.items(), {"size": "small"})
     assert path == str(tmp_path / "exports" / "backbone-120.npz")
     with np.load(path, allow_pickle=False) as stored:
-        assert sorted(stored.files) == sorted(arrays)
+        assert stored.files == sorted(arrays)
         for name, array in arrays.items():
             assert stored[name].dtype == np.float32
             np.testing.assert_array_equal(stored[name], array)
@@ -137,7 +137,7 @@ def test_a_file_comes_back_bitwise_and_twice_the_same(params, tmp_path):
     assert sorted(file.name for file in (tmp_path / "exports").iterdir()) == ["backbone-120.npz", "model.json"]
     shuffled = {name: params[name] for name in reversed(list(params))}
     again = io.BytesIO()
-    released.save_npz(again, released.backbone_arrays(shuffled))
+    released.save_npz(again, released.backbone_arrays(shuffled).items())
     assert again.getvalue() == (tmp_path / "exports" / "backbone-120.npz").read_bytes()
 
 
@@ -152,7 +152,29 @@ def test_other_precisions_are_written_as_float32(params):
 
 def test_objects_are_not_pickled():
     with pytest.raises(ValueError):
-        released.save_npz(io.BytesIO(), {"x": np.array([{}], object)})
+        released.save_npz(io.BytesIO(), [("x", np.array([{}], object))])
+
+
+def test_sorted_arrays_give_the_bytes_of_numpy(params):
+    arrays = dict(sorted(released.backbone_arrays(params).items())) | {"z": np.asfortranarray(np.eye(3)[:2]).T.copy()}
+    ours, numpys = io.BytesIO(), io.BytesIO()
+    released.save_npz(ours, arrays.items())
+    np.savez(numpys, allow_pickle=False, **arrays)
+    assert ours.getvalue() == numpys.getvalue()
+
+
+def test_arrays_are_written_in_c_order():
+    file = io.BytesIO()
+    released.save_npz(file, [("x", np.asfortranarray(np.arange(6.0).reshape(2, 3)))])
+    with np.load(io.BytesIO(file.getvalue())) as stored:
+        assert stored["x"].flags.c_contiguous and stored["x"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_the_order_of_a_file_takes_all_layers_of_a_kind_together():
+    names = [f"processor/layers_{layer}/mlp/{part}/bias" for layer in (10, 2, 0) for part in ("dense_in", "dense_out")]
+    wanted = [f"processor/layers_{layer}/mlp/{part}/bias" for part in ("dense_in", "dense_out") for layer in (0, 2, 10)]
+    given = ["encoder/posenc/embeddings", *names, "decoder/coarse_tokens", "readout/query"]
+    assert released.backbone_names(given) == ["encoder/posenc/embeddings", *wanted]
 
 
 def test_export_needs_the_base_install_only():
