@@ -9,11 +9,10 @@ Not responsible for: what a file must hold (the caller's check, ``npz.py``) or m
 import contextlib
 import dataclasses
 import difflib
-import errno
 import fcntl
 import hashlib
-import http
 import http.client
+import io
 import json
 import os
 import pathlib
@@ -23,11 +22,10 @@ import socket
 import ssl
 import string
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
-from typing import IO, NamedTuple
+from typing import NamedTuple
+from urllib import error as url_errors
+from urllib import parse, request
 
 import scaling4d
 from scaling4d.errors import UserError
@@ -52,23 +50,17 @@ CATALOG = {
 """The files of the 4DS release (github.com/google-deepmind/representations4d, README) by their names here."""
 
 _CHUNK = 1_000_000
-_STALL_S = 30.0
-"""How long a server may stay silent."""
-_RETRIES = 5
-"""Failures in a row, without a megabyte gained between them, that a download outlives."""
-_BACKOFF_S = 1.0
-"""The wait before the first retry; each further one doubles it."""
+_STALL_S = 30.0  # how long a server may stay silent
+_RETRIES = 5  # failures in a row, without a megabyte gained between them, that a download outlives
+_BACKOFF_S = 1.0  # before the first retry; each further one waits twice as long
 _WAIT_S = 0.5
 _REDIRECTS = 10
-_LONGEST_NAME = 100
-"""Of a file name taken from a URL: leaves room for the endings on every file system."""
+_LONGEST_NAME = 100  # of a file, taken from a URL: leaves room for the endings on every file system
 
 
 def is_remote(source: str | os.PathLike[str]) -> bool:
     """True for the strings that ``fetch`` takes: a name in the catalog or an http(s) URL. A path object is neither."""
-    if not isinstance(source, str):
-        return False
-    return source in CATALOG or source.partition("://")[0].lower() in ("http", "https") and "://" in source
+    return isinstance(source, str) and (source in CATALOG or source.lower().startswith(("http://", "https://")))
 
 
 def fetch(source: str, check: Callable[[pathlib.Path], None] | None = None) -> pathlib.Path:
@@ -80,8 +72,8 @@ def fetch(source: str, check: Callable[[pathlib.Path], None] | None = None) -> p
         in the cache already, perhaps put there by hand, is not checked again.
 
     Returns:
-      An absolute path in the cache folder: ``$SCALING4D_CACHE``, else ``$XDG_CACHE_HOME/scaling4d``, else
-      ``~/.cache/scaling4d``. Progress goes to stderr; nothing is said of a file that is there already.
+      An absolute path in the cache: ``$SCALING4D_CACHE``, else ``$XDG_CACHE_HOME/scaling4d``, else
+      ``~/.cache/scaling4d``. Progress goes to stderr; nothing is said where the file is there already.
 
     Raises:
       UserError: the name is unknown, or the download failed for good; one line that also says where a copy fetched by
@@ -102,7 +94,7 @@ def fetch(source: str, check: Callable[[pathlib.Path], None] | None = None) -> p
 
 @dataclasses.dataclass(frozen=True)
 class _Target:
-    label: str
+    title: str  # of the progress line
     url: str
     path: pathlib.Path
 
@@ -114,14 +106,25 @@ class _Target:
     def beside(self, ending: str) -> pathlib.Path:
         return self.path.with_name(self.path.name + ending)
 
+    def bytes_so_far(self) -> int:
+        try:
+            return self.beside(".part").stat().st_size
+        except FileNotFoundError:
+            return 0
+
 
 def _target(source: str) -> _Target:
     folder = _cache_folder()
     if source in CATALOG:
         url = CATALOG[source].url
-        return _Target(source, url, folder / _file_name(url))
+        return _Target(f"download {source}", url, folder / _file_name(url))
     if not is_remote(source):
-        raise UserError(_unknown(source))
+        near = difflib.get_close_matches(source.lower(), CATALOG, n=2, cutoff=0.6)
+        meant = f" (did you mean {' or '.join(near)}?)" if near else ""
+        known = (f"{name} ({r.kind}{f', {_size(r.bytes)}' if r.bytes else ''})" for name, r in CATALOG.items())
+        raise UserError(
+            f"{source!r} is no released name and no http(s) URL{meant}; released: {', '.join(known)}; or use a path"
+        )
     try:
         url = _usable_url(source)
     except ValueError as error:
@@ -132,14 +135,7 @@ def _target(source: str) -> _Target:
     # Different addresses may end in the same name; the address itself, queries included, tells them apart.
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
     name = _file_name(url)
-    return _Target(name, url, folder / f"url-{digest}" / name)
-
-
-def _unknown(source: str) -> str:
-    near = difflib.get_close_matches(source.lower(), CATALOG, n=2, cutoff=0.6)
-    meant = f" (did you mean {' or '.join(near)}?)" if near else ""
-    released = ", ".join(f"{name} ({r.kind}{f', {_size(r.bytes)}' if r.bytes else ''})" for name, r in CATALOG.items())
-    return f"{source!r} is no released name and no http(s) URL{meant}; released: {released}; or use a path"
+    return _Target(f"download {name}", url, folder / f"url-{digest}" / name)
 
 
 def _cache_folder() -> pathlib.Path:
@@ -158,24 +154,22 @@ def _cache_folder() -> pathlib.Path:
 
 def _file_name(url: str) -> str:
     """The last part of a URL's path as a harmless file name; its end is what is kept of an overlong one."""
-    last = urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
+    last = parse.unquote(parse.urlsplit(url).path.rpartition("/")[2])
     return re.sub(r"[^A-Za-z0-9._-]", "_", last)[-_LONGEST_NAME:].lstrip(".") or "weights"
 
 
 def _usable_url(url: str, encoding: str = "utf-8") -> str:
     """Without fragment, with everything quoted that a request cannot hold; raises ValueError where it is no use."""
-    quoted = urllib.parse.quote(url, safe=string.punctuation, encoding=encoding, errors="surrogateescape")
-    parts = urllib.parse.urlsplit(quoted)
+    quoted = parse.quote(url, safe=string.punctuation, encoding=encoding, errors="surrogateescape")
+    parts = parse.urlsplit(quoted)
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"its scheme {parts.scheme!r} is neither http nor https")
-    if not parts.hostname:
-        raise ValueError("it names no host")
+    if not parts.hostname or parts.port == 0:
+        raise ValueError("it names no host that can be reached")
     if parts.username is not None:
         raise ValueError("it holds a user name, which is not supported")
     parts.hostname.encode("idna")
-    if parts.port == 0:
-        raise ValueError("port 0 cannot be reached")
-    return urllib.parse.urlunsplit(parts._replace(fragment=""))
+    return parse.urlunsplit(parts._replace(fragment=""))
 
 
 @contextlib.contextmanager
@@ -185,9 +179,7 @@ def _file_errors(target: _Target) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or target.path.parent
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = "free some space and try again, or set" if full else "set"
-        reason = f"{where}: {error.strerror or error}; {advice} SCALING4D_CACHE to another folder"
+        reason = f"{where}: {error.strerror or error}; mend that or set SCALING4D_CACHE to another folder"
         raise target.failed(reason) from error
 
 
@@ -195,24 +187,20 @@ def _file_errors(target: _Target) -> Iterator[None]:
 def _locked(target: _Target, line: StatusLine) -> Iterator[None]:
     """Holds the target's lock file, which is never removed: a name that came and went would be two locks."""
     target.path.parent.mkdir(parents=True, exist_ok=True)
-
-    def so_far() -> str:
-        return _size(_bytes_in(target.beside(".part")))
-
     with open(target.beside(".lock"), "ab") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                line.show(lambda: f"download {target.label}: waiting for another process, {so_far()} are there")
+                line.show(lambda: f"{target.title}: waiting for another process, {_size(target.bytes_so_far())} so far")
                 time.sleep(_WAIT_S)
         yield
 
 
 def _download(target: _Target, check: Callable[[pathlib.Path], None] | None, line: StatusLine) -> None:
     part = _Part(target)
-    progress = _Progress(target.label, line, part)
+    progress = _Progress(target.title, line, part)
     failures, furthest = 0, part.size
     while not part.is_whole:
         try:
@@ -224,10 +212,11 @@ def _download(target: _Target, check: Callable[[pathlib.Path], None] | None, lin
             furthest = max(furthest, part.size)
             failures += 1
             if failures > _RETRIES:
-                kept = f" ({_size(part.size)} are kept; the same call goes on from there)" if part.size else ""
+                kept = f" ({_size(part.size)} are kept for the next try)" if part.range_headers() else ""
                 raise target.failed(f"{trouble}, after {_RETRIES} retries{kept}") from trouble
             wait_s = _BACKOFF_S * 2 ** (failures - 1)
-            progress.retry(f"{trouble}; retry {failures} of {_RETRIES} in {format_duration(wait_s)}")
+            progress.retries += 1
+            progress.say(f"{trouble}; retry {failures} of {_RETRIES} in {format_duration(wait_s)}")
             time.sleep(wait_s)
     progress.show(now=True)
     if check is not None:
@@ -246,21 +235,25 @@ class _AgainError(Exception):
 
 def _attempt(target: _Target, part: "_Part", progress: "_Progress") -> None:
     """One request, from where the part ends to the end of the object; raises _AgainError where it stops before."""
-    with contextlib.closing(_open(target, part, is_first=not progress.received)) as response:
-        if response.status == http.HTTPStatus.PARTIAL_CONTENT and part.size:
+    with contextlib.closing(_open(target, part, is_first=not progress.retries)) as response:
+        if response.status == 206 and part.size:
             if not part.continues(response):
                 part.discard()
                 raise _AgainError("the file changed on the server")
-            file: IO[bytes] = open(part.path, "ab", buffering=0)
-        elif response.status == http.HTTPStatus.OK:
+        elif response.status == 200:
             encoding = response.headers.get("Content-Encoding", "identity").lower()
             if encoding != "identity":
                 raise target.failed(f"the server sends it encoded ({encoding}), which is not supported")
-            _require_space(target, part, response.length)
-            file = part.start_over(response)
+            if part.size:
+                progress.say("the server sends it from the start again")
+            part.start_over(response)
         else:
             raise target.failed(f"HTTP {response.status} is no answer to this request")
-        with file:
+        free = shutil.disk_usage(target.path.parent).free
+        if part.total is not None and part.total - part.size > free:
+            reason = f"{_size(part.total - part.size)} are missing and {target.path.parent} has {_size(free)} free"
+            raise target.failed(f"{reason}; make room or set SCALING4D_CACHE to another folder")
+        with open(part.path, "ab", buffering=0) as file:
             progress.show()
             while part.total is None or part.size < part.total:
                 wanted = _CHUNK if part.total is None else min(_CHUNK, part.total - part.size)
@@ -271,9 +264,10 @@ def _attempt(target: _Target, part: "_Part", progress: "_Progress") -> None:
                 if not data:
                     break
                 part.write(file, data)
-                progress.add(len(data))
+                progress.received += len(data)
+                progress.show()
     if part.total is None:
-        part.ends_here()
+        part.total = part.size  # no size was announced: it ends where the answer ended
     elif not part.is_whole:
         raise _AgainError("the connection was cut")
 
@@ -281,52 +275,47 @@ def _attempt(target: _Target, part: "_Part", progress: "_Progress") -> None:
 def _open(target: _Target, part: "_Part", is_first: bool) -> http.client.HTTPResponse:
     """The answer to a request for what the part lacks; follows redirects."""
     # By hand, because urllib's own opener knows file:, ftp: and data: too.
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPErrorProcessor,
-        urllib.request.HTTPDefaultErrorHandler,
-    ):
-        opener.add_handler(handler())
+    opener = request.OpenerDirector()
+    opener.add_handler(request.ProxyHandler())
+    opener.add_handler(request.HTTPHandler())
+    opener.add_handler(request.HTTPSHandler())
+    opener.add_handler(request.HTTPErrorProcessor())
+    opener.add_handler(request.HTTPDefaultErrorHandler())
     headers = {"User-Agent": f"scaling4d/{scaling4d.__version__}", **part.range_headers()}
     url = target.url
     for _ in range(_REDIRECTS + 1):
         try:
-            return opener.open(urllib.request.Request(url, headers=headers), timeout=_STALL_S)
-        except urllib.error.HTTPError as error:
+            return opener.open(request.Request(url, headers=headers), timeout=_STALL_S)
+        except url_errors.HTTPError as error:
             error.close()
             location = error.headers.get("Location")
             if error.code in (301, 302, 303, 307, 308) and location:
                 url = _redirected(target, url, location)
                 continue
             said = f"HTTP {error.code} {http.client.responses.get(error.code, '')}".rstrip()
-            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and part.size:
+            if error.code == 416 and part.size:
                 part.discard()
                 raise _AgainError("the file changed on the server") from error
             if error.code >= 500 or error.code in (408, 425, 429):
                 raise _AgainError(said) from error
             raise target.failed(said) from error
-        except urllib.error.URLError as error:
+        except url_errors.URLError as error:
             # Never reached: worth another try only if it was reached before.
-            reason = _words(error.reason, urllib.parse.urlsplit(url).hostname)
+            reason = _words(error.reason, parse.urlsplit(url).hostname)
             if is_first:
                 raise target.failed(reason) from error
             raise _AgainError(reason) from error
         except OSError as error:
             raise _AgainError(_words(error)) from error
-        except http.client.HTTPException as error:
-            raise target.failed("what answers there is no HTTP server") from error
-        except ValueError as error:  # an address of a proxy that urllib cannot use
-            raise target.failed(str(error)) from error
+        except (http.client.HTTPException, ValueError) as error:  # no HTTP there, or an unusable address of a proxy
+            raise target.failed(f"no usable HTTP answer ({type(error).__name__}: {error})") from error
     raise target.failed(f"more than {_REDIRECTS} redirects, the last to {url}")
 
 
 def _redirected(target: _Target, url: str, location: str) -> str:
     try:
         # Header bytes were decoded as ISO 8859-1 (http.client), so this brings the server's own bytes back.
-        following = _usable_url(urllib.parse.urljoin(url, location), encoding="iso-8859-1")
+        following = _usable_url(parse.urljoin(url, location), encoding="iso-8859-1")
     except ValueError as error:
         raise target.failed(f"the server redirects to {location!r}: {error}") from error
     if url.startswith("https:") and not following.startswith("https:"):
@@ -346,16 +335,7 @@ def _words(error: object, host: str | None = None) -> str:
         return f"the server was silent for {_STALL_S:g} s"
     if isinstance(error, http.client.IncompleteRead | ConnectionResetError):
         return "the connection was cut"
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-
-
-def _require_space(target: _Target, part: "_Part", needed: int | None) -> None:
-    free = shutil.disk_usage(target.path.parent).free + _bytes_in(part.path)
-    if needed is not None and needed > free:
-        raise target.failed(
-            f"it has {_size(needed)} and {target.path.parent} has {_size(free)} free; free some space or set "
-            "SCALING4D_CACHE to another folder"
-        )
+    return getattr(error, "strerror", None) or str(error)
 
 
 class _Part:
@@ -372,7 +352,7 @@ class _Part:
     def __init__(self, target: _Target):
         self.path = target.beside(".part")
         self._notes_path = target.beside(".part.json")
-        self._url = target.url
+        self._target = target
         self._etag = self._modified = ""
         self.size = 0
         self.total: int | None = None
@@ -390,32 +370,26 @@ class _Part:
     def continues(self, response: http.client.HTTPResponse) -> bool:
         """Whether a partial answer goes on where this part ends, in the same object: some servers ignore If-Range."""
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        if found is None or int(found[1]) != self.size or found[2] not in ("*", str(self.total)):
+        if found is None or found[1] != str(self.size) or found[2] not in ("*", str(self.total)):
             return False
         etag, modified = response.headers.get("ETag", ""), response.headers.get("Last-Modified", "")
         same_etag = not (etag and self._etag) or etag.removeprefix("W/") == self._etag.removeprefix("W/")
         return same_etag and (not (modified and self._modified) or modified == self._modified)
 
-    def start_over(self, response: http.client.HTTPResponse) -> IO[bytes]:
-        """The emptied file, to be filled by this whole answer."""
-        file = open(self.path, "wb", buffering=0)
+    def start_over(self, response: http.client.HTTPResponse) -> None:
+        """Empties the file, to be filled by this whole answer."""
+        self.path.write_bytes(b"")
         self.size, self.total = 0, response.length
         self._etag = response.headers.get("ETag", "")
         self._modified = response.headers.get("Last-Modified", "")
         self._save()
-        return file
 
-    def write(self, file: IO[bytes], data: bytes) -> None:
+    def write(self, file: io.FileIO, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
             written = file.write(rest)
             self.size += written
             rest = rest[written:]
-
-    def ends_here(self) -> None:
-        """An answer of unannounced size came to its end."""
-        self.total = self.size
-        self._save()
 
     def discard(self) -> None:
         for path in (self.path, self._notes_path):
@@ -439,34 +413,29 @@ class _Part:
             url, etag, modified, total = (notes[key] for key in ("url", "etag", "last_modified", "total"))
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return
-        if url != self._url or not isinstance(etag, str) or not isinstance(modified, str):
+        if url != self._target.url or not isinstance(etag, str) or not isinstance(modified, str):
             return
         self._etag, self._modified = etag, modified
-        size = _bytes_in(self.path)
+        size = self._target.bytes_so_far()
         if size and (size == total or (self._validator and (total is None or size < total))):
             self.size, self.total = size, total
 
     def _save(self) -> None:
-        notes = {"url": self._url, "etag": self._etag, "last_modified": self._modified, "total": self.total}
+        notes = {"url": self._target.url, "etag": self._etag, "last_modified": self._modified, "total": self.total}
         self._notes_path.write_text(json.dumps(notes) + "\n")
 
 
 class _Progress:
     """The line that a person watches, and what it counts."""
 
-    def __init__(self, label: str, line: StatusLine, part: _Part):
-        self._label, self._line, self._part = label, line, part
+    def __init__(self, title: str, line: StatusLine, part: _Part):
+        self._title, self._line, self._part = title, line, part
         self._began = time.monotonic()
         self.received = 0
         self.retries = 0
 
-    def add(self, count: int) -> None:
-        self.received += count
-        self.show()
-
-    def retry(self, text: str) -> None:
-        self.retries += 1
-        self._line.show(lambda: f"download {self._label}: {text}", now=True)
+    def say(self, text: str) -> None:
+        self._line.show(lambda: f"{self._title}: {text}", now=True)
 
     def show(self, *, now: bool = False) -> None:
         self._line.show(lambda: self.text(time.monotonic() - self._began), now=now)
@@ -483,15 +452,10 @@ class _Progress:
             parts.append(f"{format_duration((total - done) / rate)} left")
         if self.retries:
             parts.append("1 retry" if self.retries == 1 else f"{self.retries} retries")
-        return f"download {self._label}: {', '.join(parts)}"
-
-
-def _bytes_in(path: pathlib.Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+        return f"{self._title}: {', '.join(parts)}"
 
 
 def _size(count: int) -> str:
+    if count >= 10**15:  # no file: what a server may say
+        return "over 1000 TB"
     return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
