@@ -9,8 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scaling4d.errors import UserError
 from scaling4d.models import patches, position, transformer
 from scaling4d.models.patches import Grid
+from scaling4d.models.readouts import resize_time
 from scaling4d.models.sizes import ModelSize
 
 CHANNELS = 3
@@ -133,16 +135,30 @@ class Backbone(nn.Module):
         _, inputs = BackboneProcessor(self.size, self.dtype, self.qk_norm, self.remat, name="processor")(tokens)
         return [tokens, *inputs]
 
+    def features(self, video: jax.Array, depth: float = 0.95) -> jax.Array:
+        """What readouts see: ``module.apply({"params": params}, video, method="features")``.
+
+        Args:
+          video: see ``__call__``.
+          depth: in (0, 1]: which tap, see ``readout_tap``; no block after it is run.
+
+        Returns:
+          ``[batch, frames, patches of a frame, width]``, resized in time to as many frames as the clip has.
+        """
+        tokens = tap_at(self, self.variables["params"], video, readout_tap(self.size.layers, depth))
+        frames, rows, columns = patches.block_grid(self.clip, self.patch)
+        return resize_time(tokens.reshape(len(tokens), frames, rows * columns, -1), self.clip[0])
+
 
 def tap_at(module: Backbone, params: dict, video: jax.Array, tap: int) -> jax.Array:
     """Entry ``tap`` of the list that ``module`` gives, ``[batch, tokens, width]``, without running a block after it.
 
-    The loop still goes over the whole stack of parameters, because a part of it would have to be copied; the blocks
-    after the tap are branches not taken.
+    Pure, with gradients; those of the blocks after the tap are 0. ``tap`` may count from the end of the list. The loop still goes over the whole stack of parameters, because a part of it would have to be
+    copied; the blocks after the tap are branches not taken.
     """
     tokens = Encoder(module.clip, module.patch, module.size.width, "normal", position.POSITION_INITS["normal"],
-                     module.dtype).apply({"params": params["encoder"]}, video)
-    block = transformer.Block(module.size, module.dtype, module.qk_norm)
+                     module.dtype, parent=None).apply({"params": params["encoder"]}, video)
+    block = transformer.Block(module.size, module.dtype, module.qk_norm, parent=None)
     layers = module.size.layers
     if not -layers - 1 <= tap <= layers:
         raise ValueError(f"tap {tap} of {layers + 1}")
@@ -157,8 +173,16 @@ def tap_at(module: Backbone, params: dict, video: jax.Array, tap: int) -> jax.Ar
 
 
 def readout_tap(layers: int, depth: float = 0.95) -> int:
-    """Index of the tap that readouts use: int((layers + 1) * depth) - 1, truncated as in the released code."""
-    return int((layers + 1) * depth) - 1
+    """Index of the tap that readouts use: int((layers + 1) * depth) - 1, truncated as in the released code.
+
+    Raises:
+      UserError: there is no such tap.
+    """
+    tap = int((layers + 1) * depth) - 1 if 0 < depth <= 1 else -1
+    if tap < 0:
+        raise UserError(f"depth {depth} is no part of a model of {layers} blocks: use a number from "
+                        f"{1 / (layers + 1):.3f} to 1")
+    return tap
 
 
 def backbone_params(params: dict) -> dict:

@@ -5,18 +5,17 @@ layout of files (``models/released.py``) or readouts on top (``depth.py``).
 """
 
 import contextlib
-import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from scaling4d.errors import UserError
-from scaling4d.models import backbone, patches, readouts, released
+from scaling4d.models import backbone, patches, released
 from scaling4d.models.patches import Grid
 from scaling4d.models.sizes import ModelSize
 from scaling4d.partitioning import Partitioner, unboxed
@@ -51,7 +50,10 @@ class PretrainedBackbone:
         self.module, self.params, self.source, self.step = module, params, source, step
         self._partitioner, self._mesh = partitioner, mesh
         self._taps = jax.jit(lambda params, video: module.apply({"params": params}, video))
-        self._features = jax.jit(functools.partial(readout_features, module), static_argnames="depth")
+        self._features = jax.jit(
+            lambda params, video, depth: module.apply({"params": params}, video, depth, method="features"),
+            static_argnames="depth",
+        )
 
     @property
     def size(self) -> ModelSize:
@@ -102,9 +104,7 @@ class PretrainedBackbone:
         video = checked_video(video, self.clip)
         if self._mesh is None:
             return jax.device_put(video)
-        axes = self._partitioner.batch_sharding(self._mesh).spec[0]
-        ways = int(np.prod([self._mesh.shape[axis] for axis in axes or ()]))
-        spec = PartitionSpec(axes) if video.shape[0] % ways == 0 else PartitionSpec()
+        spec = self._partitioner.spec(self._mesh, ("batch",), video.shape[:1])
         return jax.device_put(video, NamedSharding(self._mesh, spec))
 
     @contextlib.contextmanager
@@ -117,21 +117,10 @@ class PretrainedBackbone:
             yield
 
 
-def readout_features(module: backbone.Backbone, params: Mapping[str, Any], video: jax.Array, depth: float) -> jax.Array:
-    """See ``PretrainedBackbone.features``; pure."""
-    tap = backbone.readout_tap(module.size.layers, depth)
-    if tap < 0 or depth > 1:
-        raise UserError(f"depth {depth} is no part of a model of {module.size.layers} blocks: use a number above "
-                        f"{1 / (module.size.layers + 1):.3f}, up to 1")
-    tokens = backbone.tap_at(module, params, video, tap)
-    frames, rows, columns = patches.block_grid(module.clip, module.patch)
-    return readouts.resize_time(tokens.reshape(len(tokens), frames, rows * columns, -1), module.clip[0])
-
-
 def checked_video(video: Any, clip: Grid) -> Any:
     """The video as it came; raises UserError where it is no video for a model of such clips."""
     video = video if isinstance(video, jax.Array) else np.asarray(video)
-    if video.ndim != 5 or video.shape[1:] != (*clip, 3):
+    if video.ndim != 5 or video.shape[1:] != (*clip, 3) or not len(video):
         raise UserError(f"a video of shape {video.shape} does not fit this model: it takes [batch, time, height, "
                         f"width, 3] with clips of {clip}; resize the video, or load with clip=(frames, height, width)")
     if video.dtype != np.uint8 and not np.issubdtype(video.dtype, np.floating) and video.dtype != jax.numpy.bfloat16:
@@ -177,7 +166,9 @@ def backbone_from(
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is not known: it is one of {', '.join(DTYPES)}")
     found = released.backbone_architecture(arrays.shapes, arrays.source)
-    clip = tuple(clip or found.clip)
+    clip = found.clip if clip is None else tuple(clip)
+    if len(clip) != 3:
+        raise UserError(f"clip {clip} is no (frames, height, width)")
     grid = patches.block_grid(clip, found.patch)
     module = backbone.Backbone(found.size, clip, found.patch, jax.numpy.dtype(dtype), found.qk_norm)
     video = jax.ShapeDtypeStruct((1, *clip, 3), np.uint8)

@@ -14,7 +14,7 @@ from scaling4d.errors import UserError
 from scaling4d.models import readouts, released
 from scaling4d.models.patches import Grid
 from scaling4d.partitioning import Partitioner, unboxed
-from scaling4d.pretrained.backbone import PretrainedBackbone, backbone_from, readout_features
+from scaling4d.pretrained.backbone import PretrainedBackbone, backbone_from
 from scaling4d.pretrained.weights import open_weights, place
 
 DEPTH = 0.95
@@ -34,7 +34,7 @@ class DepthModel:
         self.backbone, self.module, self.params = backbone, module, params
 
         def apply(backbone_params: Any, params: Any, video: jax.Array) -> jax.Array:
-            features = readout_features(backbone.module, backbone_params, video, DEPTH)
+            features = backbone.module.apply({"params": backbone_params}, video, DEPTH, method="features")
             return module.apply({"params": params}, features)
 
         self._apply = jax.jit(apply)
