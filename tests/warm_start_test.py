@@ -71,7 +71,8 @@ def test_frozen_steps_leave_the_backbone_as_it_was_through_a_resume(scaling4d, c
 
 
 def test_larger_clips_resize_tables_and_coarse_tokens(scaling4d, clips, earlier, tmp_path):
-    flags = [f"--gin.INITIAL_CHECKPOINT_PATH={earlier}", "--gin.CLIP_SIZE=48", "--gin.TRAIN_STEPS=1", "--gin.WARMUP_STEPS=0"]
+    flags = [f"--gin.INITIAL_CHECKPOINT_PATH={earlier}", "--gin.CLIP_SIZE=48", "--gin.TRAIN_STEPS=1"]
+    flags.append("--gin.WARMUP_STEPS=0")
     refused = scaling4d.run("train", *SMALL_RUN, f"--gin.DATA_DIR={clips}", f"--model_dir={tmp_path / 'a'}", *flags,
                             code=1)
     assert "take=parameters" in refused and "Traceback" not in refused
