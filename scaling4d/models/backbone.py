@@ -153,21 +153,21 @@ class Backbone(nn.Module):
 def tap_at(module: Backbone, params: dict, video: jax.Array, tap: int) -> jax.Array:
     """Entry ``tap`` of the list that ``module`` gives, ``[batch, tokens, width]``, without running a block after it.
 
-    Pure, with gradients; those of the blocks after the tap are 0. ``tap`` may count from the end of the list. The loop still goes over the whole stack of parameters, because a part of it would have to be
-    copied; the blocks after the tap are branches not taken.
+    Pure, with gradients; those of the blocks after the tap are 0. The loop still goes over the whole stack of
+    parameters, because a part of it would have to be copied; the blocks after the tap are branches not taken.
     """
     tokens = Encoder(module.clip, module.patch, module.size.width, "normal", position.POSITION_INITS["normal"],
                      module.dtype, parent=None).apply({"params": params["encoder"]}, video)
     block = transformer.Block(module.size, module.dtype, module.qk_norm, parent=None)
     layers = module.size.layers
-    if not -layers - 1 <= tap <= layers:
-        raise ValueError(f"tap {tap} of {layers + 1}")
     count = max(range(layers + 1)[tap] - 1, 0)
 
     def run(tokens: jax.Array, layer: tuple[dict, jax.Array]) -> tuple[jax.Array, None]:
         weights, wanted = layer
         return jax.lax.cond(wanted, lambda x: block.apply({"params": weights}, x, None)[0], lambda x: x, tokens), None
 
+    if module.remat != "none":
+        run = jax.checkpoint(run, policy=transformer.REMAT_POLICIES[module.remat], prevent_cse=False)
     wanted = jnp.arange(layers) < count
     return jax.lax.scan(run, tokens, (params["processor"]["trunk"], wanted))[0]
 

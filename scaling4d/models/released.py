@@ -118,7 +118,10 @@ def tree_leaves(shapes: Mapping[str, Any]) -> dict[str, Leaf]:
 
 
 def backbone_architecture(shapes: Mapping[str, Shape], source: str) -> Architecture:
-    """The architecture that a backbone's arrays have; names outside ``encoder/`` and ``processor/`` are not looked at.
+    """The architecture that a backbone's arrays have.
+
+    What may lie beside a backbone is not looked at: a readout of any kind (``readout/``), and what a training
+    checkpoint holds to predict pixels (``decoder/``). Any other name is refused: it may be part of another network.
 
     Raises:
       UserError: an array is missing, left over or of a shape that does not fit the others.
@@ -149,7 +152,7 @@ def backbone_architecture(shapes: Mapping[str, Shape], source: str) -> Architect
         patch=(patch[0], patch[1], patch[2]),
         qk_norm=f"{first}/attention/query_norm/scale" in shapes,
     )
-    given = {name: shape for name, shape in shapes.items() if name.startswith(("encoder/", "processor/"))}
+    given = {name: shape for name, shape in shapes.items() if not name.startswith(("readout/", "decoder/"))}
     check_shapes(given, backbone_shapes(architecture), source)
     return architecture
 

@@ -123,12 +123,13 @@ def checked_video(video: Any, clip: Grid) -> Any:
     if video.ndim != 5 or video.shape[1:] != (*clip, 3) or not len(video):
         raise UserError(f"a video of shape {video.shape} does not fit this model: it takes [batch, time, height, "
                         f"width, 3] with clips of {clip}; resize the video, or load with clip=(frames, height, width)")
-    if video.dtype != np.uint8 and not np.issubdtype(video.dtype, np.floating) and video.dtype != jax.numpy.bfloat16:
+    if video.dtype != np.uint8 and not jax.numpy.issubdtype(video.dtype, np.floating):
         raise UserError(f"a video of {video.dtype}: use uint8, or floating point in [0, 1]")
-    if isinstance(video, np.ndarray) and video.dtype != np.uint8 and video.size:
+    if isinstance(video, np.ndarray) and video.dtype != np.uint8:
         low, high = float(video.min()), float(video.max())
         if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN fails too
-            raise UserError(f"floating-point videos lie in [0, 1], this one in [{low:g}, {high:g}]: divide by 255?")
+            raise UserError(f"floating-point videos lie in [0, 1], this one in [{low:g}, {high:g}]: divide bytes by "
+                            "255, or pass them as uint8")
     return video
 
 

@@ -5,7 +5,8 @@ average) array by array. Optimizer state, most of a checkpoint's bytes, is never
 (``checkpoints.py``), which wants all of it.
 """
 
-import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -16,6 +17,9 @@ from etils import epath
 from scaling4d.errors import UserError
 from scaling4d.models import released
 from scaling4d.run_folder import RunFolder
+
+MODEL_JSON_VERSION = 1
+"""The ``format_version`` of ``model.json`` that this program reads."""
 
 
 def find(source: str, step: int | None = None) -> tuple[RunFolder, int]:
@@ -61,13 +65,16 @@ class CheckpointArrays:
         self.run, self.step = find(source, step)
         self._item = epath.Path(self.run.path) / "checkpoints" / str(self.step) / "state"
         self.source = str(self._item.parent)
-        self.model: dict[str, Any] = self.run.read_json("model.json") if self.run.exists("model.json") else {}
-        self._tree = "ema" if ema else "params"
-        logging.getLogger("absl").addFilter(_is_news)
-        self._checkpointer = ocp.PyTreeCheckpointer()
-        tree = self._checkpointer.metadata(self._item).item_metadata.tree.get(self._tree)
-        if tree is None:
+        self.model = _model_json(self.run)
+        self._handler = ocp.PyTreeCheckpointHandler()
+        with self._one_line():
+            trees = self._handler.metadata(self._item).tree
+        if ema and trees.get("ema") is None:
             raise UserError(f"{self.source} holds no moving average: the run had train.ema_decay = 0; leave out --ema")
+        self._tree = "ema" if ema else "params"
+        tree = trees.get(self._tree)
+        if not tree:
+            raise UserError(f"{self.source} holds no parameters: it is no checkpoint of a training run")
         self._shapes = {name: tuple(leaf.shape) for name, leaf in released.leaves(tree)}
         self._place: dict[str, tuple[str, int | None]] = {}
         self.shapes: dict[str, released.Shape] = {}
@@ -78,24 +85,41 @@ class CheckpointArrays:
         self._newest: tuple[str, np.ndarray] | None = None
 
     def read(self, name: str) -> np.ndarray:
-        """The array; raises UserError where it holds NaN or infinity. Layers are best asked for one after the other."""
+        """The array; UserError where it is damaged. A stack is read whole: ask for its layers one after another."""
         leaf, index = self._place[name]
         if self._newest is None or self._newest[0] != leaf:
             self._newest = None  # two stacks of blocks are never held at once
-            self._newest = (leaf, self._restore(leaf))
+            self._newest = (leaf, self._restored(leaf))
         array = self._newest[1] if index is None else self._newest[1][index]
         if not np.isfinite(array).all():
             raise UserError(f"{self.source}: '{name}' holds values that are not finite (NaN or infinity)")
         return array
 
-    def _restore(self, leaf: str) -> np.ndarray:
+    def _restored(self, leaf: str) -> np.ndarray:
         wanted = released.nested({f"{self._tree}/{leaf}": jax.ShapeDtypeStruct(self._shapes[leaf], np.float32)})
         how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.float32), wanted)
         arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True)
-        [array] = jax.tree.leaves(self._checkpointer.restore(self._item, args=arguments))
+        with self._one_line():
+            [array] = jax.tree.leaves(self._handler.restore(self._item, args=arguments))
         return array
 
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        """What Orbax and TensorStore raise of a damaged checkpoint becomes one line, cut where it gets long."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError) as error:
+            what = " ".join(str(error).split())[:200]
+            raise UserError(f"{self.source} is damaged, or no checkpoint of a training run: {what}") from error
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """False for Orbax's remark that an item of a checkpoint, read by itself, has no metadata of a whole checkpoint."""
-    return "Metadata file does not exist" not in record.getMessage()
+
+def _model_json(run: RunFolder) -> dict[str, Any]:
+    """The run's ``model.json``; empty where there is none, because the arrays say enough to load them."""
+    if not run.exists("model.json"):
+        return {}
+    model = run.read_json("model.json")
+    version = model.get("format_version") if isinstance(model, dict) else None
+    if version != MODEL_JSON_VERSION:
+        raise UserError(f"{run.file('model.json')} has format_version {version!r}, this program reads "
+                        f"{MODEL_JSON_VERSION}: use the version of scaling4d that wrote it")
+    return model

@@ -21,13 +21,14 @@ from scaling4d.pretrained.npz import NpzArrays
 
 def open_weights(source: str | os.PathLike, *, step: int | None = None, ema: bool = False) -> released.NamedArrays:
     """The arrays of any source that ``load_backbone`` takes; nothing but names and shapes is read yet."""
+    is_remote = download.is_remote(source)  # a path object is a path, whatever it is called
     source = os.fspath(source)
     is_step = os.path.basename(source).isdigit() and not os.path.isfile(source)
-    if source.startswith("gs://") or os.path.isdir(source) or is_step:
+    if not is_remote and (source.startswith("gs://") or os.path.isdir(source) or is_step):
         return CheckpointArrays(source, step, ema)
     if step is not None or ema:
         raise UserError(f"{source} is not a MODEL_DIR: only checkpoints of a run have steps and moving averages")
-    if download.is_remote(source):
+    if is_remote:
         source = os.fspath(download.fetch(source, check_weights))
     elif not os.path.exists(source):
         names = ", ".join(repr(name) for name in download.CATALOG)
@@ -54,7 +55,8 @@ def place(
 ) -> dict[str, Any]:
     """The arrays of a parameter tree, read one after the other and put on their devices.
 
-    Beside what is already on the devices, the host holds one array: a whole stack of blocks at the most.
+    Beside what is already on the devices, the host holds one array: a whole stack of blocks at the most, and from a
+    checkpoint, which stores them so, a second time.
 
     Args:
       arrays: where they come from.
