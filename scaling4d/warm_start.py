@@ -160,8 +160,9 @@ def assign(
         found.append(one)
     problems += [f"no array here matches '{rules[i][0].pattern}'" for i in range(len(rules)) if i not in used_rules]
     taken = {one.source for one in found}
-    left = [name for name in arrays.shapes if name.startswith(("encoder/", "processor/")) and name not in taken]
-    problems += [f"'{name}' has no place in this model" for name in left]
+    refused = {one.name for one in found if one.source is None}  # its own source is left out on purpose, or named above
+    left = [name for name in arrays.shapes.keys() - taken - refused if name.startswith(("encoder/", "processor/"))]
+    problems += [f"'{name}' has no place in this model" for name in sorted(left)]
     if problems and config.strict:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         setting = "--gin.RestoreCheckpointConfig"

@@ -98,6 +98,15 @@ def test_assignment_map_moves_blocks_and_keeps_some_fresh(values, file):
     np.testing.assert_array_equal(kernels[4], fresh.params["processor"]["joint"]["mlp"]["dense_in"]["kernel"][1])
 
 
+def test_blocks_that_are_mapped_to_none_stay_fresh(values, file):
+    rules = ((r"processor/layers_3/.*", None), (r"decoder/.*", None))
+    target = trainer()
+    state = WarmStart(RestoreCheckpointConfig(file, assignment_map=rules), target).state()
+    jax.tree.map(np.testing.assert_array_equal, block(state.params, 3), block(target.init_state().params, 3))
+    np.testing.assert_array_equal(block(state.params, 2)["mlp"]["dense_in"]["kernel"],
+                                  values["processor/layers_2/mlp/dense_in/kernel"])
+
+
 def without(values: dict, *names: str) -> dict:
     return {name: array for name, array in values.items() if name not in names}
 
