@@ -97,7 +97,10 @@ def test_a_video_that_cannot_be_used_is_one_line_and_leaves_nothing(depth_model,
 
 
 @pytest.mark.parametrize("when", ["decoding", "drawing"])
-def test_a_stop_leaves_nothing(depth_model, video, tmp_path, when):
+def test_a_stop_leaves_nothing(depth_model, tmp_path, tmp_path_factory, when):
+    # Longer than the encoder looks ahead: the file is there while frames are still drawn.
+    path = write_video(tmp_path_factory.mktemp("long") / "a.mp4", coded_video(128, 9, 32, 64))
+    [video] = find_sources(path)
     asked = itertools.count()
     partial = tmp_path / ".out.mp4.partial"
     stop = {"decoding": lambda: next(asked) == 3, "drawing": partial.exists}[when]
