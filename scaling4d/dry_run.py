@@ -11,6 +11,7 @@ import numpy as np
 
 from scaling4d import checkpoints, partitioning, run_records
 from scaling4d.observe import previews
+from scaling4d.pretrained import download
 from scaling4d.run_folder import RunFolder
 from scaling4d.train import Run, say
 from scaling4d.trainer import Trainer
@@ -52,6 +53,8 @@ def would_restore(run: Run, trainer: Trainer) -> str:
         return f"{folder.path / 'checkpoints' / str(steps[-1])}"
     if not run.restore.path or run.restore.takes_state:
         return run.restore.path or "nothing: from scratch"
+    if download.is_remote(run.restore.path) and not download.is_cached(run.restore.path):
+        return f"parameters from {run.restore.path}, downloaded at the start"
     return "\n".join(WarmStart(run.restore, trainer).report())
 
 
