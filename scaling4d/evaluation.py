@@ -7,7 +7,7 @@ Held-out clips come in file order, cropped at the center, and their masks belong
 evaluation of a run, and of other runs with the same settings, sees the same pixels.
 """
 
-import collections
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import numpy as np
 from scaling4d import partitioning, run_records
 from scaling4d.data.clip_data import ClipData
 from scaling4d.export import released
+from scaling4d.objectives.combine import combine
 from scaling4d.observe import previews
 from scaling4d.run_folder import RunFolder
 from scaling4d.trainer import Trainer
@@ -39,15 +40,28 @@ class Evaluator:
         self._previews = trainer.jit_previews()
 
     def evaluate(self, state: Any, step: int, stop: object = False) -> dict[str, float]:
-        """Weighted means of the objective's metrics as ``eval/…``; empty when ``stop`` became true half-way."""
-        if not self._examples:
-            return {}
-        params = _averaged(state)
+        """Weighted means of the objective's metrics as ``eval/…``, pictures in the run folder; both empty when
+        ``stop`` became true half-way."""
+        metrics, pictures = self.measure(_averaged(state), stop)
+        if pictures:
+            previews.write(self._run, step, pictures)
+        return {f"eval/{name}": value for name, value in metrics.items()}
+
+    def measure(
+        self, params: Any, stop: object = False, on_examples: Callable[[int], None] = lambda done: None
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Weighted means of the metrics of these parameters, and rows of ``objective.previews`` of the first clips.
+
+        ``on_examples`` is told how many clips are done. Both are empty when ``stop`` became true half-way.
+        """
+        pictures: dict[str, np.ndarray] = {}
         parts: list[dict[str, jax.Array]] = []
+        if not self._examples:
+            return {}, {}
         with self._data.held_out_stream(batch_size=self._batch_size, slots=self._slots) as stream:
             for start in range(0, self._examples, self._batch_size):
                 if stop:
-                    return {}
+                    return {}, {}
                 host = next(stream)
                 host.pop("bad")
                 # The last batch may reach past the last example: those rows do not count.
@@ -55,13 +69,15 @@ class Evaluator:
                 batch = partitioning.put_batch(host, self._slots, self._sharding, self._batch_size)
                 parts.append(self._eval_step(params, batch))
                 if start == 0 and self._preview_examples:
-                    self._draw(params, batch, step)
-        return {f"eval/{name}": value for name, value in combine(jax.device_get(parts)).items()}
+                    pictures = self._drawn(params, batch)
+                if len(parts) > 1:
+                    jax.block_until_ready(parts[-2])  # at most one batch waits for the device
+                on_examples(min(start + self._batch_size, self._examples))
+        return combine(jax.device_get(parts)), pictures
 
-    def _draw(self, params: Any, batch: dict[str, jax.Array], step: int) -> None:
+    def _drawn(self, params: Any, batch: dict[str, jax.Array]) -> dict[str, np.ndarray]:
         videos = jax.device_get(self._previews(params, batch))
-        first = {name: np.asarray(rows)[: self._preview_examples] for name, rows in videos.items()}
-        previews.write(self._run, step, first)
+        return {name: np.asarray(rows)[: self._preview_examples] for name, rows in videos.items()}
 
     def export(self, state: Any, step: int) -> str:
         """Writes the backbone in the released layout; returns its path."""
@@ -70,20 +86,6 @@ class Evaluator:
         model = run_records.model_json(self._trainer)
         record = released.export_record(model, file, step=step, ema=state.ema is not None)
         return released.save_backbone(self._run, f"exports/{file}", arrays.items(), record)
-
-
-def combine(parts: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """Means weighted by ``weight``; the largest where a name begins with ``max_``."""
-    weights = np.array([part["weight"] for part in parts], np.float64)
-    columns: dict[str, list[float]] = collections.defaultdict(list)
-    for part in parts:
-        for name, value in part.items():
-            columns[name].append(float(value))
-    del columns["weight"]
-    return {
-        name: max(values) if name.startswith("max_") else float(np.average(values, weights=weights))
-        for name, values in columns.items()
-    }
 
 
 def _averaged(state: Any) -> Any:

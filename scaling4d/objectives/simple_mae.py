@@ -8,6 +8,7 @@ is folded as bytes, so that the float32 clip never has to exist in memory.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +19,7 @@ import numpy as np
 from scaling4d.errors import UserError
 from scaling4d.models import patches
 from scaling4d.models.backbone import CHANNELS
+from scaling4d.models.sizes import ModelSize
 from scaling4d.models.video_mae import VideoMAE
 from scaling4d.objectives import baselines, masking
 from scaling4d.objectives.objective import Batch, Params
@@ -196,3 +198,37 @@ class SimpleMAE:
         from scaling4d.export import released
 
         return released.backbone_arrays(params)
+
+
+def simple_mae_from(description: Mapping[str, Any], source: str) -> SimpleMAE:
+    """The objective that ``SimpleMAE.model_description`` described, such as in a run's ``model.json``.
+
+    The model computes in float32: what a run computed in is no part of its description.
+
+    Args:
+      description: JSON values; keys of others are passed over.
+      source: where they are from, for messages.
+
+    Raises:
+      UserError: they describe another objective, or not all of this one.
+    """
+    said = description.get("objective")
+    if said != SimpleMAE.name:
+        raise UserError(f"{source} describes the objective {said!r}; {SimpleMAE.name!r} is the one that is known here")
+    try:
+        size = ModelSize(*(description[key] for key in ("size", "width", "layers", "mlp", "heads")))
+        clip, patch, coarse_grid = (tuple(description[key]) for key in ("clip", "patch", "coarse_grid"))
+        positions = (description["position_init"], description["position_amplitude"])
+        model = VideoMAE(
+            size, clip, patch, coarse_grid, *positions, description["joint_layers"], description["qk_norm"]
+        )
+        settings = {key: description[key] for key in ("mask_ratio", "masking", "loss_on", "normalize_targets")}
+        objective = SimpleMAE(model, seed=description["mask_seed"], **settings)
+        wrong = [key for key, value in objective.model_description().items() if description.get(key) != value]
+    except KeyError as error:
+        raise UserError(f"{source} does not say {error}: it is not the model.json that a run wrote") from error
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"{source} holds values that describe no model ({error}); restore it from the run") from error
+    if wrong:
+        raise UserError(f"{source}: {wrong[0]} is {description.get(wrong[0])!r}, which this version cannot build")
+    return objective
