@@ -3,9 +3,11 @@
 import pathlib
 import subprocess
 
+import av
+import numpy as np
 import pytest
 
-from tests import environments
+from tests import environments, video_files, weight_files
 
 BACKBONE_ON_A_VIDEO = """
 import pathlib, sys
@@ -40,6 +42,23 @@ def test_base_install_runs_a_backbone_without_tensorflow(tmp_path, wheel):
     assert "ModuleNotFoundError" in missing.stderr
     refused = run(python, "-m", "scaling4d.main", "train", "--gin_file=pretrain/tiny.gin", cwd=tmp_path)
     assert refused.returncode == 1 and "scaling4d[train]" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_base_install_uses_weights_on_a_video_file(tmp_path, wheel):
+    python = environments.make(tmp_path / "base", environments.locked("base"), wheel)
+    weights = weight_files.write_depth(tmp_path / "depth.npz", weight_files.backbone_values(),
+                                       weight_files.readout_values())
+    video = video_files.write_video(tmp_path / "video.mp4", video_files.coded_video(20))
+    common = [f"--checkpoint={weights}", f"--video={video}"]
+    for command, output in (("features", "features"), ("depth", "depth.mp4")):
+        result = run(python, "-m", "scaling4d.main", command, *common, f"--output={tmp_path / output}", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    with np.load(tmp_path / "features" / "video.npz") as arrays:
+        assert arrays["features"].shape == (20, 2, 3, 24) and np.isfinite(arrays["features"]).all()
+    for pictures, width in ((tmp_path / "features" / "video.mp4", 96), (tmp_path / "depth.mp4", 96)):
+        with av.open(str(pictures)) as container:
+            shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert len(shown) == 20 and shown[0].shape == (32, width, 3)
 
 
 def test_the_command_trains_outside_the_checkout(tmp_path, wheel, clips):
