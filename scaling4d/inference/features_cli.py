@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"  {common.command_again('features', argv)}\n", file=sys.stderr)
         return exits.RUN_AGAIN
     if not finished:
-        raise UserError(f"none of the {len(sources)} videos could be used; nothing was written to {output}")
+        raise UserError(f"none of the videos could be used ({len(sources)} found); nothing was written to {output}")
     print(_text(summary, time.monotonic() - began, output))
     return exits.DONE
 
@@ -125,7 +125,8 @@ def _text(summary, seconds: float, output: pathlib.Path) -> str:
     from scaling4d.status_line import format_duration
 
     kept = f" ({summary.kept} more were done before)" if summary.kept else ""
-    return f"{summary.done} videos, {summary.frames} frames in {format_duration(seconds)}{kept}: {output}"
+    videos = "1 video" if summary.done == 1 else f"{summary.done} videos"
+    return f"{videos}, {summary.frames} frames in {format_duration(seconds)}{kept}: {output}"
 
 
 if __name__ == "__main__":
