@@ -36,16 +36,18 @@ def readout_values(
 
 
 def write_backbone(path: pathlib.Path, values: Mapping[str, np.ndarray]) -> pathlib.Path:
-    """The backbone-only form."""
-    np.savez(path, **{f"params/{name}": array for name, array in values.items()})
+    """The backbone-only form; arrays in the order of their names, ``layers_10`` before ``layers_2``."""
+    np.savez(path, **{f"params/{name}": values[name] for name in sorted(values)})
     return path
 
 
-def write_depth(path: pathlib.Path, backbone: Mapping[str, np.ndarray], readout: Mapping[str, np.ndarray]):
+def write_depth(
+    path: pathlib.Path, backbone: Mapping[str, np.ndarray], readout: Mapping[str, np.ndarray]
+) -> pathlib.Path:
     """The form with a readout: the backbone under layers_0, the readout under layers_2."""
     keys = {f"params/layers_0/{name}": array for name, array in backbone.items()}
     keys |= {f"params/layers_2/{name.removeprefix(readouts.PREFIX)}": array for name, array in readout.items()}
-    np.savez(path, **keys)
+    np.savez(path, **{key: keys[key] for key in sorted(keys)})
     return path
 
 
