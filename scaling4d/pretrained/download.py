@@ -63,6 +63,11 @@ def is_remote(source: str | os.PathLike[str]) -> bool:
     return isinstance(source, str) and (source in CATALOG or source.lower().startswith(("http://", "https://")))
 
 
+def is_cached(source: str) -> bool:
+    """True where ``fetch`` would find the file in the cache."""
+    return _target(source).path.is_file()
+
+
 def fetch(source: str, check: Callable[[pathlib.Path], None] | None = None) -> pathlib.Path:
     """The local file of a released name or a URL, downloaded unless the cache has it.
 
