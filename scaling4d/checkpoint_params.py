@@ -51,7 +51,7 @@ class ReadCheckpoint:
         """One array, float32; raises UserError where it is damaged, or gone."""
         try:
             array = self._arrays.read(name)
-        except (OSError, ValueError) as error:
+        except UserError as error:
             if (self.run.path / "checkpoints" / str(self.step)).exists():
                 raise
             raise UserError(

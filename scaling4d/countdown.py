@@ -1,6 +1,6 @@
 """How far a command is, and how long it still takes.
 
-Responsible for: the text, and silence while work is short. Not responsible for: how a line is shown
+Responsible for: the text, and silence in a log while work is short. Not responsible for: how a line is shown
 (``status_line.py``) or a training run's line (``observe/progress.py``).
 """
 
@@ -13,11 +13,14 @@ SILENT_S = 2.0
 
 
 class Countdown:
-    """Shows ``export: 210 of 350 MB, 3s left`` once the work takes longer than ``SILENT_S``.
+    """Shows ``export: 210 of 350 MB, 3s left``: on a terminal at once, in a log once the work takes ``SILENT_S``.
+
+    The time before the first piece (opening, compiling) says nothing about the pieces that follow, so it is left out of
+    the time left.
 
     Args:
       what: is going on.
-      total: how much there is to do; None where nobody knows.
+      total: how much there is to do; None while nobody knows.
       unit: of the amounts.
     """
 
@@ -29,29 +32,32 @@ class Countdown:
         line: StatusLine | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._what, self._total, self._unit = what, total, unit
+        self.total = total
+        self._what, self._unit = what, unit
         self._line = line or StatusLine()
         self._clock = clock
-        self._began = clock()
+        self._began: float | None = None
         self._first: tuple[float, float] | None = None
 
     def __call__(self, done: float) -> None:
-        """Says that ``done`` of the total is done."""
+        """Says that ``done`` of the total is done; 0 says that it begins."""
         now = self._clock()
+        self._began = now if self._began is None else self._began
         if self._first is None and done > 0:
-            # What comes before the first piece (compiling, opening) says nothing about those that follow.
             self._first = (now, done)
-        if now - self._began >= SILENT_S:
+        if self._line.is_terminal or now - self._began >= SILENT_S:
             self._line.show(lambda: self._text(now, done))
 
     def close(self) -> None:
         self._line.close()
 
     def _text(self, now: float, done: float) -> str:
-        if self._total is None:
+        if self.total is None:
             return f"{self._what}: {done:,.0f} {self._unit}"
+        text = f"{self._what}: {done:,.0f} of {self.total:,.0f} {self._unit}"
         first_at, first = self._first or (now, done)
-        left = "time left unknown"
-        if done > first:
-            left = f"{format_duration((now - first_at) / (done - first) * max(self._total - done, 0))} left"
-        return f"{self._what}: {done:,.0f} of {self._total:,.0f} {self._unit}, {left}"
+        if done >= self.total:
+            return text
+        if done == first:
+            return f"{text}, time left unknown"
+        return f"{text}, {format_duration((now - first_at) / (done - first) * (self.total - done))} left"

@@ -6,9 +6,10 @@ heavy imports are inside the functions.
 """
 
 import argparse
+import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from scaling4d import exits
 from scaling4d.errors import UserError
@@ -46,7 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
         default=None,
         help="the moving average of the parameters (as in training: the average, where the run keeps one)",
     )
-    average.add_argument("--no_ema", dest="ema", action="store_false", help="the parameters themselves")
+    no_ema = {"dest": "ema", "action": "store_false", "default": None}
+    average.add_argument("--no_ema", **no_ema, help="the parameters themselves")
     add("--output", metavar="DIR", help="where results and pictures go (MODEL_DIR/evals/STEP)")
     add("--overwrite", action="store_true", help="replace results that are there")
     add("--examples", type=int, metavar="N", help="held-out clips, at most (as many as the run's evaluations)")
@@ -75,27 +77,32 @@ def main(argv: Sequence[str]) -> int:
                 f"'{error.name}' is not installed, held-out clips need it: pip install 'scaling4d[train]'; "
                 "--video=FILE works without"
             ) from error
-    from scaling4d.checkpoint_params import ReadCheckpoint, float32_bytes
-    from scaling4d.countdown import Countdown
-    from scaling4d.results_folder import ResultsFolder
+    from scaling4d.checkpoint_params import ReadCheckpoint
+    from scaling4d.results_folder import ResultsFolder, unwound_when_terminated
 
     arrays = ReadCheckpoint(flags.checkpoint, flags.step, flags.ema)
     folder = ResultsFolder(flags.output or arrays.run.path / "evals" / str(arrays.step))
-    reading = Countdown("reading the checkpoint", float32_bytes(arrays.shapes) / 1e6, "MB")
-    arrays.on_bytes = lambda done: reading(done / 1e6)
-    try:
+    _show_reading(arrays)
+    with unwound_when_terminated():
         if flags.video:
-            name, title, metrics, about = _video(arrays, folder, flags)
+            found = _video(arrays, folder, flags)
         else:
-            name, title, metrics, about = _held_out(arrays, folder, flags, bindings)
-    finally:
-        reading.close()
+            found = _held_out(arrays, folder, flags, bindings)
+        folder.write_json(f"{found.name}.json", _results(arrays, found))
     which = "moving average" if arrays.ema else "parameters"
-    print(f"{which} of step {arrays.step} on {title}\n")
-    print(table(metrics))
-    folder.write_json(f"{name}.json", _results(arrays, metrics, about))
-    print(f"\n{folder.file(name)}.json, .png and .mp4")
+    print(f"{which} of step {arrays.step} on {found.title}\n")
+    print(table(found.metrics))
+    print(f"\n{folder.file(found.name)}{{.json,.png,.mp4}}")
     return exits.DONE
+
+
+class _Found(NamedTuple):
+    """Results: name of their files, on what they are, and what is told of that in the JSON file."""
+
+    name: str
+    title: str
+    metrics: Mapping[str, float]
+    about: Mapping[str, Any]
 
 
 def _check(flags: argparse.Namespace, bindings: Sequence[str]) -> None:
@@ -112,35 +119,48 @@ def _check(flags: argparse.Namespace, bindings: Sequence[str]) -> None:
         raise UserError("--output= has no value; write --output=DIR, or leave it out")
 
 
-def _held_out(arrays, folder, flags, bindings) -> tuple[str, str, Mapping[str, float], dict[str, Any]]:
+def _show_reading(arrays) -> None:
+    from scaling4d.checkpoint_params import float32_bytes
+    from scaling4d.countdown import Countdown
+
+    total = float32_bytes(arrays.shapes)
+    line = Countdown("reading the checkpoint", total / 1e6, "MB")
+
+    def show(done: int) -> None:
+        line(done / 1e6)
+        if done == total:
+            line.close()
+
+    arrays.on_bytes = show
+
+
+def _held_out(arrays, folder, flags, bindings) -> _Found:
     from scaling4d import held_out
     from scaling4d.countdown import Countdown
     from scaling4d.mp4 import encode_mp4
     from scaling4d.observe import previews
 
     name = "held-out"
-    _claim(folder, name, flags.overwrite)
     run = held_out.run_of(arrays.run, bindings)
-    progress: Countdown | None = None
+    _claim(folder, name, flags.overwrite)
+    progress = Countdown("eval", None, "clips")
 
     def show(done: int, total: int) -> None:
-        nonlocal progress
-        progress = progress or Countdown("eval", total, "clips")
+        progress.total = total
         progress(done)
 
     try:
         found = held_out.evaluate(arrays, run, flags.examples, show)
     finally:
-        if progress:
-            progress.close()
+        progress.close()
     if found.pictures:
         folder.write_bytes(f"{name}.png", previews.encode_png(previews.sheet(found.pictures)))
         folder.write_bytes(f"{name}.mp4", encode_mp4(previews.film(found.pictures), previews.CLIP_FPS))
     title = f"{found.about['clips']} held-out clips of {found.about['data'] or 'the data set'}"
-    return name, title, found.metrics, {**found.about, "gin": list(bindings)}
+    return _Found(name, title, found.metrics, {**found.about, "gin": list(bindings)})
 
 
-def _video(arrays, folder, flags) -> tuple[str, str, Mapping[str, float], dict[str, Any]]:
+def _video(arrays, folder, flags) -> _Found:
     from scaling4d.countdown import Countdown
     from scaling4d.inference.outputs import writing
     from scaling4d.ingest import media
@@ -157,7 +177,7 @@ def _video(arrays, folder, flags) -> tuple[str, str, Mapping[str, float], dict[s
         stated = info.frames or round(info.seconds * info.fps)
         progress = Countdown("eval", min(-(-stated // length), most) if stated else None, "windows")
         try:
-            with writing(folder):
+            with writing(folder.path):
                 found = reconstruct(
                     model,
                     flags.video,
@@ -171,12 +191,11 @@ def _video(arrays, folder, flags) -> tuple[str, str, Mapping[str, float], dict[s
             progress.close()
     except media.MediaError as error:
         raise UserError(f"--video={flags.video}: {error}") from error
-    part = f"the first {found.windows} windows" if found.more else f"{found.windows} windows"
-    title = f"{part} of {flags.video} ({found.frames:,} frames, {found.seconds:.1f} s)"
+    title = f"{found.windows} windows of {flags.video} ({found.frames:,} frames, {found.seconds:.1f} s)"
     if found.more:
-        title += f"; the video goes on: --max_windows={2 * most}"
+        title += f",\nnot all of it: --max_windows={2 * most} takes more"
     about = {"video": os.path.abspath(flags.video), "windows": found.windows, "frames": found.frames}
-    return name, title, found.metrics, {**about, "whole_video": not found.more}
+    return _Found(name, title, found.metrics, {**about, "whole_video": not found.more})
 
 
 def _claim(folder, name: str, overwrite: bool) -> None:
@@ -186,11 +205,13 @@ def _claim(folder, name: str, overwrite: bool) -> None:
     folder.create()
 
 
-def _results(arrays, metrics: Mapping[str, float], about: Mapping[str, Any]) -> dict[str, Any]:
+def _results(arrays, found: _Found) -> dict[str, Any]:
     from scaling4d import __version__, model_json
 
-    found = {"checkpoint": arrays.source, "step": arrays.step, "ema": arrays.ema, **about, "metrics": dict(metrics)}
-    return {"format_version": RESULTS_VERSION, **found, "scaling4d": __version__, "commit": model_json.commit()}
+    # JSON has no infinity.
+    metrics = {name: value if math.isfinite(value) else str(value) for name, value in found.metrics.items()}
+    about = {"checkpoint": arrays.source, "step": arrays.step, "ema": arrays.ema, **found.about, "metrics": metrics}
+    return {"format_version": RESULTS_VERSION, **about, "scaling4d": __version__, "commit": model_json.commit()}
 
 
 def table(metrics: Mapping[str, float]) -> str:

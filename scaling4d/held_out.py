@@ -21,6 +21,7 @@ from scaling4d.run_folder import RunFolder
 from scaling4d.train import Run, device_memory_errors
 
 _BASE_RECIPE = "pretrain/base.gin"
+_PREVIEWS = 4  # clips that are drawn of a run that draws none itself
 
 
 class HeldOut(NamedTuple):
@@ -82,13 +83,20 @@ def evaluate(
     # Gradients are accumulated over microbatches; here the batch alone must fit the mesh.
     run = dataclasses.replace(run, microbatches=1)
     trainer = run.trainer()
-    clips = run.data.num_clips("validation")
+    try:
+        clips = run.data.num_clips("validation")
+    except UserError as error:
+        raise UserError(f"{error}; if the data moved, --gin.DATA_DIR=CLIPS") from error
     if not clips:
         raise UserError("the data set has no held-out clips: scaling4d ingest --holdout=SHARE makes some")
     examples = min(clips, run.eval_examples if examples is None else examples)
+    if examples < 1:
+        raise UserError(f"train.eval_examples of the run is {run.eval_examples}: say how many with --examples=N")
+    on_examples(0, examples)
     with trainer.context(), device_memory_errors(run):
         params = placed(arrays, trainer.abstract_state.params, trainer.state_shardings.params)
-        evaluator = Evaluator(trainer, run.data, arrays.run, run.batch_size, examples, run.preview_examples)
+        drawn = run.preview_examples or _PREVIEWS
+        evaluator = Evaluator(trainer, run.data, arrays.run, run.batch_size, examples, drawn)
         metrics, pictures = evaluator.measure(params, on_examples=lambda done: on_examples(done, examples))
     about = {"clips": examples, "batch_size": run.batch_size, "data": getattr(run.data, "directory", "")}
     return HeldOut(metrics, pictures, about)

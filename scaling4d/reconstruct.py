@@ -111,6 +111,7 @@ def reconstruct(
     sheet = EvenlySpaced(WINDOWS_IN_SHEET)
     done = frames = 0
     seconds, more = 0.0, False
+    on_windows(0)
     with contextlib.ExitStack() as stack:
         film = stack.enter_context(_film(folder, f"{name}.mp4", rate))
         batches = windows.open_batches(path, model.objective.model.clip, model.batch)

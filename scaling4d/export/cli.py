@@ -44,14 +44,13 @@ def main(argv: Sequence[str]) -> int:
     from scaling4d.checkpoint_params import ReadCheckpoint, float32_bytes
     from scaling4d.countdown import Countdown
     from scaling4d.export import released
-    from scaling4d.models.released import backbone_architecture
-    from scaling4d.results_folder import ResultsFolder
+    from scaling4d.results_folder import ResultsFolder, unwound_when_terminated
 
     folder = ResultsFolder(parent or ".")
     if not flags.overwrite:
         folder.check_new([name])
     arrays = ReadCheckpoint(flags.checkpoint, flags.step, flags.ema)
-    backbone_architecture(arrays.shapes, arrays.source)
+    released.check_described(arrays, arrays.model)
     record = released.export_record(arrays.model, name, step=arrays.step, ema=arrays.ema)
     released.check_beside(folder, record, overwrite=flags.overwrite)
     names = released.backbone_names(arrays.shapes)
@@ -60,8 +59,10 @@ def main(argv: Sequence[str]) -> int:
     folder.check_space(size + _OVERHEAD * len(names))
     progress = Countdown("export", size / 1e6, "MB")
     arrays.on_bytes = lambda done: progress(done / 1e6)
+    progress(0)
     try:
-        path = released.save_backbone(folder, name, released.read_backbone(arrays), record)
+        with unwound_when_terminated():
+            path = released.save_backbone(folder, name, released.read_backbone(arrays), record)
     finally:
         progress.close()
     which = "the moving average of step" if arrays.ema else "step"

@@ -4,41 +4,16 @@ import json
 import pathlib
 import shutil
 
-import flax.linen as nn
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from scaling4d import model_json, results_folder
-from scaling4d.checkpoints import Checkpoints, SaveCheckpointConfig
+from scaling4d import results_folder
 from scaling4d.errors import UserError
 from scaling4d.export import cli, released
-from scaling4d.models.sizes import ModelSize
-from scaling4d.models.video_mae import VideoMAE
-from scaling4d.objectives.simple_mae import SimpleMAE
-from scaling4d.pretrained.checkpoint import CheckpointArrays
-from scaling4d.run_folder import RunFolder
-
-OBJECTIVE = SimpleMAE(VideoMAE(ModelSize("small", 12, 11, 20, 3), (4, 32, 48)), mask_ratio=0.5)
-
-
-def parameters(seed: int) -> dict:
-    shapes = jax.eval_shape(lambda: nn.unbox(OBJECTIVE.init(jax.random.key(0)))["params"])
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), shapes)
-
-
-def save_run(folder: pathlib.Path, steps: dict[int, dict], ema: bool) -> pathlib.Path:
-    saver = Checkpoints(folder / "checkpoints", SaveCheckpointConfig(keep=9))
-    for step, params in steps.items():
-        average = jax.tree.map(lambda leaf: leaf + 1, params) if ema else None
-        state = {"params": params, "opt_state": {"mu": params}, "ema": average}
-        saver.save(step, state, {"next_example": 0}, force=True)
-    saver.wait()
-    saver.close()
-    described = {"format_version": model_json.FORMAT_VERSION, **OBJECTIVE.model_description(), "ema": ema}
-    RunFolder(folder).write_json("model.json", {**described, "scaling4d": "0.0", "commit": "abc"})
-    return folder
+from scaling4d.models.released import leaves
+from tests.saved_run import parameters, save_run
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +54,17 @@ def test_model_json_says_what_the_file_is(run, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.npz", "model.json"]
 
 
-def test_every_array_of_a_checkpoint_is_read_once_and_no_optimizer_state(run, tmp_path, monkeypatch):
-    read, restore = [], CheckpointArrays._restore
-    monkeypatch.setattr(CheckpointArrays, "_restore", lambda self, leaf: read.append(leaf) or restore(self, leaf))
+def test_every_stack_of_a_checkpoint_is_read_once_and_no_optimizer_state(run, tmp_path, monkeypatch):
+    read, restore = [], ocp.PyTreeCheckpointHandler.restore
+
+    def noted(self, item, args):
+        read.extend(name for name, _ in leaves(args.item))
+        return restore(self, item, args=args)
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", noted)
     assert export(run, tmp_path / "file.npz") == 0
-    assert len(read) == len(set(read)) and not [name for name in read if name.startswith(("decoder", "opt_state"))]
+    backbone = [f"params/{name}" for name, _ in leaves(parameters(0)) if not name.startswith("decoder/")]
+    assert sorted(read) == sorted(backbone)
 
 
 def test_nothing_is_replaced_without_being_asked(run, tmp_path):
@@ -173,13 +154,13 @@ def test_values_that_are_not_finite_leave_no_file(tmp_path):
 def test_a_checkpoint_that_vanishes_while_it_is_read(run, tmp_path, monkeypatch):
     """A trainer that keeps few checkpoints deletes old ones at any time."""
     copied = shutil.copytree(run, tmp_path / "run")
-    restore = CheckpointArrays._restore
+    restore = ocp.PyTreeCheckpointHandler.restore
 
-    def delete_and_restore(self, leaf):
+    def delete_and_restore(self, item, args):
         shutil.rmtree(copied / "checkpoints" / "20", ignore_errors=True)
-        return restore(self, leaf)
+        return restore(self, item, args=args)
 
-    monkeypatch.setattr(CheckpointArrays, "_restore", delete_and_restore)
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", delete_and_restore)
     with pytest.raises(UserError, match="was deleted while it was read"):
         export(copied, tmp_path / "out" / "file.npz")
     assert list((tmp_path / "out").iterdir()) == []

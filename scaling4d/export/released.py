@@ -18,7 +18,7 @@ import numpy as np
 
 from scaling4d import __version__, model_json
 from scaling4d.errors import UserError
-from scaling4d.models.released import NamedArrays, leaves, tree_leaves
+from scaling4d.models.released import NamedArrays, backbone_architecture, leaves, tree_leaves
 from scaling4d.run_folder import RunFolder
 
 _PARTS = ("encoder/", "processor/")
@@ -106,6 +106,20 @@ def export_record(model: Mapping[str, Any], file: str, *, step: int, ema: bool) 
     """
     exporter = {"scaling4d": __version__, "commit": model_json.commit()}
     return {**model, "ema": ema, "step": step, "file": file, "exporter": exporter}
+
+
+def check_described(arrays: NamedArrays, model: Mapping[str, Any]) -> None:
+    """Raises UserError where the arrays are no backbone, or not the one that the run's ``model.json`` describes."""
+    found = backbone_architecture(arrays.shapes, arrays.source)
+    size = found.size
+    shape = {"width": size.width, "layers": size.layers, "mlp": size.mlp, "heads": size.heads}
+    shape |= {"clip": list(found.clip), "patch": list(found.patch), "qk_norm": found.qk_norm}
+    wrong = [key for key, value in shape.items() if model.get(key, value) != value]
+    if wrong:
+        raise UserError(
+            f"{arrays.source} is not of the model that the run's {model_json.NAME} describes: {wrong[0]} is "
+            f"{shape[wrong[0]]} in the arrays, {model[wrong[0]]} there; restore the file from the run"
+        )
 
 
 def check_beside(folder: RunFolder, record: Mapping[str, Any], *, overwrite: bool) -> None:

@@ -1,0 +1,44 @@
+import os
+import signal
+import time
+
+import pytest
+
+from scaling4d import results_folder
+from scaling4d.errors import UserError
+from scaling4d.results_folder import ResultsFolder
+
+
+def test_files_that_are_there_are_named(tmp_path):
+    folder = ResultsFolder(tmp_path)
+    folder.check_new(["a.json", "b.png"])
+    folder.write_text("b.png", "x")
+    with pytest.raises(UserError, match=r"b.png is there already: use another --output, or --overwrite"):
+        folder.check_new(["a.json", "b.png"])
+
+
+def test_too_little_space_is_named_in_megabytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(ResultsFolder, "free_bytes", lambda self: 3_000_000)
+    ResultsFolder(tmp_path).check_space(3_000_000)
+    with pytest.raises(UserError, match="20 MB are needed and 3 MB are free.*--output"):
+        ResultsFolder(tmp_path).check_space(20_000_000)
+
+
+def test_messages_name_the_flag_of_the_command(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot create .*file/folder: .* use another --output"):
+        ResultsFolder(tmp_path / "file" / "folder").create()
+    with pytest.raises(UserError, match="cannot write .*file/folder/x: .* use another --output"):
+        ResultsFolder(tmp_path / "file" / "folder").write_text("x", "text")
+    with pytest.raises(UserError, match="--model_dir is wrong"), ResultsFolder(tmp_path).replacing("x"):
+        raise UserError("--model_dir is wrong")  # of what is read meanwhile: not about the folder
+
+
+def test_a_termination_unwinds_and_ctrl_c_still_does_afterwards(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), results_folder.unwound_when_terminated():
+        with ResultsFolder(tmp_path).replacing("x") as file:
+            file.write(b"half")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(signal.SIGTERM) == before
