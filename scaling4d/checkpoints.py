@@ -183,6 +183,12 @@ class Checkpoints:
         )
 
 
+def steps(run: RunFolder) -> list[int]:
+    """Steps of the finished checkpoints in a run folder, ascending."""
+    names = (path.rpartition("/")[2] for path in run.glob("checkpoints/*"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
 def restore_initial(config: RestoreCheckpointConfig, abstract_state: Any) -> Restored:
     """Restores what ``config.path`` names; raises UserError when there is none or its arrays do not fit."""
     try:

@@ -48,8 +48,7 @@ def report(run: Run) -> None:
 def would_restore(run: Run, trainer: Trainer) -> str:
     """What a start would take its state from."""
     folder = RunFolder(run.model_dir)
-    steps = sorted(int(name) for name in folder.glob("checkpoints/*") if name.isdigit())
-    if steps:
+    if steps := checkpoints.steps(folder):
         return f"{folder.path / 'checkpoints' / str(steps[-1])}"
     if not run.restore.path or run.restore.takes_state:
         return run.restore.path or "nothing: from scratch"

@@ -106,15 +106,18 @@ class Run:
         run_records.check_same_model(run, trainer)
         run.create()
         with contextlib.ExitStack() as stack:
-            lease = stack.enter_context(Lease(run, stale_s=start.lease_stale_s))  # may wait; Ctrl-C then just ends it
+            # Waiting for a lease and downloading weights are simply ended by Ctrl-C.
+            lease = stack.enter_context(Lease(run, stale_s=start.lease_stale_s))
+            weights = self._weights(trainer, run)
             stop = stack.enter_context(StopRequest())
             stack.enter_context(trainer.context())
-            return self._train(trainer, run, lease, stop, stack, start)
+            return self._train(trainer, run, weights, lease, stop, stack, start)
 
     def _train(
         self,
         trainer: Trainer,
         run: RunFolder,
+        weights: WarmStart | None,
         lease: Lease,
         stop: StopRequest,
         stack: contextlib.ExitStack,
@@ -124,7 +127,7 @@ class Run:
         changes = run_records.check_same_run(run, start.resolved_config, allow_changes=start.allow_config_changes)
         saver = Checkpoints(run.path / "checkpoints", self.checkpoint)
         stack.callback(saver.close)
-        state, restored = self._initial_state(trainer, saver)
+        state, restored = self._initial_state(trainer, saver, weights)
         first_step, position = (restored.step, restored.data["next_example"]) if restored else (0, 0)
         step = first_step
         source = f"step {step} in {restored.source}" if restored else self.restore.path or "scratch"
@@ -231,19 +234,25 @@ class Run:
         say(f"done: step {step}, {run.path}")
         return exits.DONE
 
-    def _initial_state(self, trainer: Trainer, saver: Checkpoints) -> tuple[Any, checkpoints.Restored | None]:
-        """The newest checkpoint of this run, else the initial one (None: its parameters alone), else a fresh state."""
+    def _weights(self, trainer: Trainer, run: RunFolder) -> WarmStart | None:
+        """What the first parameters come from, where this is the run's first start and it begins with weights."""
+        if not self.restore.path or self.restore.takes_state or checkpoints.steps(run):
+            return None
+        return WarmStart(self.restore, trainer)
+
+    def _initial_state(
+        self, trainer: Trainer, saver: Checkpoints, weights: WarmStart | None
+    ) -> tuple[Any, checkpoints.Restored | None]:
+        """The newest checkpoint of this run, else the initial one, else a state that begins at step 0 (and None)."""
         if (latest := saver.latest_step()) is not None:
             restored = saver.restore(latest, trainer.abstract_state)
-        elif self.restore.path and self.restore.takes_state:
-            restored = checkpoints.restore_initial(self.restore, trainer.abstract_state)
-        else:
+        elif weights or not self.restore.path:
+            if weights:
+                say("\n".join(weights.report()))
             with device_memory_errors(self):
-                if not self.restore.path:
-                    return trainer.init_state(), None
-                start = WarmStart(self.restore, trainer)
-                say("\n".join(start.report()))
-                return start.state(), None
+                return (weights.state() if weights else trainer.init_state()), None
+        else:
+            restored = checkpoints.restore_initial(self.restore, trainer.abstract_state)
         return restored.state, restored
 
 

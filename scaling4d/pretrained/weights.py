@@ -30,9 +30,8 @@ def open_weights(source: str | os.PathLike, *, step: int | None = None, ema: boo
         raise UserError(f"{source} is not a MODEL_DIR: only checkpoints of a run have steps and moving averages")
     if is_remote:
         source = os.fspath(download.fetch(source, check_weights))
-    elif not os.path.exists(source):
-        names = ", ".join(repr(name) for name in download.CATALOG)
-        raise UserError(f"'{source}' is no file and no MODEL_DIR; known names are {names}")
+    elif not os.path.exists(source) and not source.endswith(".npz"):
+        download.fetch(source)  # knows what is near to a mistaken name
     return NpzArrays(source)
 
 
