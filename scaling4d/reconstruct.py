@@ -100,7 +100,7 @@ def reconstruct(
     Args:
       path: the video, of unknown origin; its pictures are scaled to the model's size, their aspect is not kept.
       rate: frames a second that the film states; each frame is shown when the video shows it.
-      folder: where the files go.
+      folder: where the files go; it is there.
       max_windows: the rest of the video is not read.
       on_windows: told how many windows are done.
 

@@ -216,12 +216,17 @@ def simple_mae_from(description: Mapping[str, Any], source: str) -> SimpleMAE:
     if said != SimpleMAE.name:
         raise UserError(f"{source} describes the objective {said!r}; {SimpleMAE.name!r} is the one that is known here")
     try:
-        size = ModelSize(*(description[key] for key in ("size", "width", "layers", "mlp", "heads")))
-        clip, patch, coarse_grid = (tuple(description[key]) for key in ("clip", "patch", "coarse_grid"))
-        positions = (description["position_init"], description["position_amplitude"])
-        model = VideoMAE(
-            size, clip, patch, coarse_grid, *positions, description["joint_layers"], description["qk_norm"]
+        width, layers, mlp, heads, joint_layers = (
+            _positive(description[key]) for key in ("width", "layers", "mlp", "heads", "joint_layers")
         )
+        if width % heads:
+            raise ValueError(f"{heads} heads do not divide a width of {width}")
+        size = ModelSize(str(description["size"]), width, layers, mlp, heads)
+        clip, patch, coarse_grid = (
+            tuple(map(_positive, description[key])) for key in ("clip", "patch", "coarse_grid")
+        )
+        positions = (description["position_init"], description["position_amplitude"])
+        model = VideoMAE(size, clip, patch, coarse_grid, *positions, joint_layers, description["qk_norm"])
         settings = {key: description[key] for key in ("mask_ratio", "masking", "loss_on", "normalize_targets")}
         objective = SimpleMAE(model, seed=description["mask_seed"], **settings)
         wrong = [key for key, value in objective.model_description().items() if description.get(key) != value]
@@ -232,3 +237,9 @@ def simple_mae_from(description: Mapping[str, Any], source: str) -> SimpleMAE:
     if wrong:
         raise UserError(f"{source}: {wrong[0]} is {description.get(wrong[0])!r}, which this version cannot build")
     return objective
+
+
+def _positive(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{value!r} is no positive number")
+    return value

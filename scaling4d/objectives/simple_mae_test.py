@@ -16,7 +16,7 @@ from scaling4d.models.sizes import ModelSize, model_size
 from scaling4d.models.transformer_test import random_params
 from scaling4d.models.video_mae import VideoMAE
 from scaling4d.objectives.objective import Objective
-from scaling4d.objectives.simple_mae import SimpleMAE
+from scaling4d.objectives.simple_mae import SimpleMAE, simple_mae_from
 
 SMALL = ModelSize("small", 48, 3, 96, 4)
 CLIP = (8, 32, 32)
@@ -203,6 +203,41 @@ def test_description_is_json_and_names_the_model():
     said = json.loads(json.dumps(task.model_description()))
     assert said["size"] == "tiny" and said["clip"] == [16, 112, 112] and said["coarse_grid"] == [4, 7, 7]
     assert said["normalization"] == "[0,1]" and said["position_amplitude"] == 1.0 and said["objective"] == "simple_mae"
+
+
+@pytest.mark.parametrize("model, settings", [
+    ({}, {}),
+    ({"coarse_grid": (2, 1, 1), "joint_layers": 1, "qk_norm": True, "position_init": "sincos"}, {"seed": 7}),
+    ({"patch": (4, 8, 8), "position_amplitude": 4.0, "dtype": "bfloat16", "remat": "full"},
+     {"masking": "tube", "loss_on": "masked", "normalize_targets": True, "mask_ratio": 0.25}),
+])  # fmt: skip
+def test_a_description_builds_what_it_describes(model, settings):
+    task = objective(model=model, **settings)
+    said = json.loads(json.dumps(task.model_description())) | {"parameters": 1, "ema": True}
+    again = simple_mae_from(said, "model.json")
+    assert again.model_description() == task.model_description()
+    shapes, wanted = (jax.eval_shape(one.init, jax.random.key(0)) for one in (again, task))
+    assert shapes == wanted
+    index = np.array([[0, 3], [1, 2]], np.uint32)
+    np.testing.assert_array_equal(again.visible(index), task.visible(index))
+
+
+@pytest.mark.parametrize("change, text", [
+    ({"objective": "other"}, "model.json describes the objective 'other'"),
+    ({"objective": None}, "describes the objective None"),
+    ({"joint_layers": 3}, "joint_layers 3 must be"),
+    ({"heads": None}, "holds values that describe no model"),
+    ({"heads": 0}, "holds values that describe no model"),
+    ({"clip": "8x32x32"}, "holds values that describe no model"),
+    ({"normalization": "[-1,1]"}, r"model.json: normalization is '\[-1,1\]', which this version cannot build"),
+])  # fmt: skip
+def test_a_description_of_something_else_is_refused(change, text):
+    with pytest.raises(UserError, match=text):
+        simple_mae_from({**objective().model_description(), **change}, "model.json")
+    incomplete = objective().model_description()
+    del incomplete["coarse_grid"]
+    with pytest.raises(UserError, match="does not say 'coarse_grid'"):
+        simple_mae_from(incomplete, "model.json")
 
 
 @pytest.mark.parametrize("change, text", [
