@@ -223,9 +223,10 @@ def test_mistakes_are_one_line(capsys, backbone, depth_model, long_videos, tmp_p
         "--video nowhere: there is no such file": [*features, "--video=nowhere"],
         "--depth 1.5: must be above 0": [*features, f"--video={video}", "--depth=1.5"],
         "--batch 0: must be 1 or more": [*features, f"--video={video}", "--batch=0"],
+        "--file_seconds 0: must be 1": [*depth, f"--output={tmp_path / 'out.mp4'}", "--file_seconds=0"],
         "--fps 0: must be": [*features, f"--video={video}", "--fps=0"],
         "20": [*features, f"--video={video}", "--clip_size=20"],
-        "'gone' is no file": ["features", "--checkpoint=gone", f"--video={video}", f"--output={tmp_path / 'out'}"],
+        "'gone' is no ": ["features", "--checkpoint=gone", f"--video={video}", f"--output={tmp_path / 'out'}"],
         "0.mp4 there is one of the videos": ["features", f"--checkpoint={backbone}", f"--video={video}",
                                              f"--output={long_videos}"],
         "none of the videos could be used": [*features, f"--video={tmp_path / 'text.mp4'}"],
@@ -245,14 +246,16 @@ def test_mistakes_are_one_line(capsys, backbone, depth_model, long_videos, tmp_p
     assert names(tmp_path) == {"text.mp4", "there.npz", "out/features.json", "out/errors.tsv"}
 
 
-def test_other_clip_sizes(backbone, depth_model, real_videos, tmp_path, capsys):
+def test_other_clip_sizes_and_types(backbone, depth_model, real_videos, tmp_path, capsys):
     video = real_videos / "imageio_realshort.mp4"
     flags = [f"--video={video}", "--clip_size=64", "--batch=3"]
-    assert features_cli.main([f"--checkpoint={backbone}", f"--output={tmp_path / 'f'}", *flags]) == 0
-    model = load_backbone(backbone, clip=(8, 64, 64))
+    stored = ["--dtype=bfloat16", "--precision=float16"]
+    assert features_cli.main([f"--checkpoint={backbone}", f"--output={tmp_path / 'f'}", *flags, *stored]) == 0
+    model = load_backbone(backbone, clip=(8, 64, 64), dtype="bfloat16")
     clips, count = windows(video, (8, 64, 64))
     wanted = one_by_one(model.features, clips).reshape(-1, 4, 4, 24)[:count]
-    assert np.allclose(np.load(tmp_path / "f" / "imageio_realshort.npz")["features"], wanted, atol=2e-4)
+    found = np.load(tmp_path / "f" / "imageio_realshort.npz")["features"]
+    assert found.dtype == np.float16 and np.abs(found - wanted.astype(np.float32)).mean() < 0.01
     assert depth_cli.main([f"--checkpoint={depth_model}", f"--output={tmp_path / 'd.npz'}", *flags]) == 0
     assert np.load(tmp_path / "d.npz")["depth"].shape == (36, 64, 64)
 

@@ -95,7 +95,8 @@ def test_a_spool_gives_back_what_it_took_and_leaves_nothing(tmp_path):
     with Spool(tmp_path, (2, 3), np.float32) as spool:
         for first, last in itertools.pairwise([0, 1, 1, 400, 1000]):
             spool.append(values[first:last])
-            assert np.array_equal(spool[:], values[:last]) and len(spool) == last  # reading does not disturb writing
+            assert np.array_equal(spool[:], values[:last]) and len(spool) == last
+            assert np.array_equal(spool[:1], values[:1])  # reading does not disturb writing
         assert np.array_equal(spool[990:2000], values[990:]) and spool[2000:].shape == (0, 2, 3)
         assert np.array_equal(spool.mapped()[[3, 999]], values[[3, 999]])
         assert list(tmp_path.iterdir()) == []

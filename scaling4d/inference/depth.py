@@ -23,13 +23,12 @@ from scaling4d.inference.movie import Movie
 from scaling4d.inference.outputs import writing
 from scaling4d.inference.progress import Progress
 from scaling4d.inference.spool import Spool
-from scaling4d.inference.windows import Interrupted, computed, open_batches
+from scaling4d.inference.windows import Batch, Interrupted, computed, open_batches
 from scaling4d.ingest import media
-from scaling4d.ingest.media import MediaError
+from scaling4d.ingest.media import MediaError, MediaLimits
 from scaling4d.ingest.sources import Source, printable
 from scaling4d.models.patches import Grid
 
-KINDS = (".mp4", ".npz")
 DEMO_FPS = 20.0
 _FRAMES_AT_ONCE = 32
 _BINS = 1 << 16
@@ -65,6 +64,7 @@ def write_depth(
     fps: float | None = None,
     output_fps: float = DEMO_FPS,
     progress: Progress | None = None,
+    limits: MediaLimits | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> DepthSummary:
     """Writes the depth of a video to ``output``, which appears when it is whole.
@@ -78,21 +78,27 @@ def write_depth(
       fps: drop or repeat frames to so many a second; None keeps the video's own.
       output_fps: frames a second of an mp4.
       progress: is told what happens.
+      limits: of the video.
       stop: asked several times a second.
 
     Raises:
       UserError: the video cannot be used, the output not written, or the depth is not finite.
       Interrupted: soon after ``stop()`` became true; nothing was written.
     """
-    progress = progress or Progress("depth")
+    progress, clip = progress or Progress("depth"), model.clip
     progress.expect([video.size])
+    is_movie = output.suffix == ".mp4"
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        with _spools(output.parent, model.clip) as (depth, frames):
+        with (
+            Spool(output.parent, clip[1:], np.float32) as depth,
+            Spool(output.parent, (*clip[1:], 3), np.uint8) as frames,
+        ):
             try:
-                times = _run(
-                    model, video, depth, frames if output.suffix == ".mp4" else None, batch, fps, progress, stop
-                )
+                progress.begin(video.size, expected_frames(media.probe(video.path, limits), fps))
+                opened = open_batches(video.path, clip, batch, fps=fps, limits=limits, stop=stop)
+                with contextlib.closing(opened) as parts:
+                    times = _run(model, parts, depth, frames if is_movie else None, progress)
             except MediaError as error:
                 if stop():  # Ctrl-C ends the child that decodes as well
                     raise Interrupted from error
@@ -100,7 +106,7 @@ def write_depth(
             low, high = _extremes(depth.pieces())
             summary = DepthSummary(len(times), low, median(depth.pieces, low, high), high)
             with _replacing(output) as aside:
-                if output.suffix == ".mp4":
+                if is_movie:
                     _draw(aside, depth, frames, high, output_fps, progress, stop)
                 else:
                     note = {"video": printable(video.name), "checkpoint": model.source, "clip": model.clip, "fps": fps}
@@ -109,26 +115,16 @@ def write_depth(
     return summary
 
 
-@contextlib.contextmanager
-def _spools(folder: pathlib.Path, clip: Grid) -> Iterator[tuple[Spool, Spool]]:
-    with Spool(folder, clip[1:], np.float32) as depth, Spool(folder, (*clip[1:], 3), np.uint8) as frames:
-        yield depth, frames
-
-
 def _run(
     model: VideoDepthModel,
-    video: Source,
+    parts: Iterable[Batch],
     depth: Spool,
     frames: Spool | None,
-    batch: int,
-    fps: float | None,
     progress: Progress,
-    stop: Callable[[], bool],
 ) -> np.ndarray:
     """Fills the spools and returns when each frame is shown."""
-    progress.begin(video.size, expected_frames(media.probe(video.path), fps))
     seconds = []
-    for part, values in computed(model, open_batches(video.path, model.clip, batch, fps=fps, stop=stop)):
+    for part, values in computed(model, parts):
         meters = part.real(values)[..., 0].astype(np.float32)
         if not np.isfinite(meters).all():
             raise UserError("the depth is not finite (NaN or infinity): the weights do not fit --dtype, or are broken")

@@ -73,6 +73,7 @@ def main(argv: Sequence[str]) -> int:
                 fps=flags.fps,
                 output_fps=flags.output_fps or _DEMO_FPS,
                 progress=progress,
+                limits=common.limits_of(flags),
                 stop=lambda: bool(stop),
             )
         except Interrupted:

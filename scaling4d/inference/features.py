@@ -13,6 +13,7 @@ Of every video two files are written:
         left the frames as the model sees them, right their features as colors (``principal.py``), a square a patch
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -33,7 +34,7 @@ from scaling4d.inference.progress import Progress
 from scaling4d.inference.spool import Spool
 from scaling4d.inference.windows import Interrupted, computed, open_batches
 from scaling4d.ingest import media
-from scaling4d.ingest.media import MediaError
+from scaling4d.ingest.media import MediaError, MediaLimits
 from scaling4d.ingest.sources import Source, printable
 from scaling4d.ingest.timing import nominal_rate
 from scaling4d.models.patches import Grid, block_grid
@@ -114,6 +115,7 @@ def extract(
     movies: bool = True,
     overwrite: bool = False,
     progress: Progress | None = None,
+    limits: MediaLimits | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Summary:
     """Writes the features of every video that is not done yet.
@@ -129,6 +131,7 @@ def extract(
       movies: write the pictures too.
       overwrite: replace what the folder holds of another model or other settings.
       progress: is told what happens.
+      limits: of the videos.
       stop: asked several times a second; once true, the video worked on is given up.
 
     Raises:
@@ -143,7 +146,7 @@ def extract(
     todo = [source for source in sources if not folder.is_done(source, names[source], movies)]
     progress = progress or Progress("features")
     progress.expect([source.size for source in todo])
-    worker = _Worker(model, folder, settings, batch, movies, progress, stop)
+    worker = _Worker(model, folder, settings, batch, movies, progress, limits, stop)
     skipped: list[Skipped] = []
     done = frames = 0
     for source in todo:
@@ -173,24 +176,26 @@ class _Worker:
     batch: int
     movies: bool
     progress: Progress
+    limits: MediaLimits | None
     stop: Callable[[], bool]
 
     def extract(self, source: Source, target: str, note: Mapping[str, Any]) -> int:
         """Writes a video's files and returns how many frames it has; raises MediaError, Interrupted and OSError."""
         fps, clip, work = self.settings.fps, self.model.clip, self.folder.work
-        info = media.probe(source.path)
+        info = media.probe(source.path, self.limits)
         self.progress.begin(source.size, expected_frames(info, fps))
         vectors = (*block_grid(clip, self.model.patch)[1:], self.model.size.width)
         with Spool(work, vectors, self.settings.precision) as features, Spool(work, (*clip[1:], 3), np.uint8) as frames:
             function = functools.partial(self.model.features, depth=self.settings.depth)
-            parts = open_batches(source.path, clip, self.batch, fps=fps, stop=self.stop)
+            opened = open_batches(source.path, clip, self.batch, fps=fps, limits=self.limits, stop=self.stop)
             seconds = []
-            for part, values in computed(function, parts):
-                features.append(self._stored(part.real(values).reshape(-1, *vectors), source))
-                if self.movies:
-                    frames.append(part.real(part.video))
-                seconds.append(part.seconds)
-                self.progress.advance(np.count_nonzero(part.counts), len(part.seconds))
+            with contextlib.closing(opened) as parts:
+                for part, values in computed(function, parts):
+                    features.append(self._stored(part.real(values).reshape(-1, *vectors), source))
+                    if self.movies:
+                        frames.append(part.real(part.video))
+                    seconds.append(part.seconds)
+                    self.progress.advance(np.count_nonzero(part.counts), len(part.seconds))
             times = np.concatenate(seconds)
             movie = work / "movie" if self.movies else None
             if movie:

@@ -77,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
                 movies=not flags.no_pictures,
                 overwrite=flags.overwrite,
                 progress=progress,
+                limits=common.limits_of(flags),
                 stop=lambda: bool(stop),
             )
         finally:

@@ -171,6 +171,14 @@ def test_other_settings_or_parameters_are_refused_or_replace_everything(model, v
         run(MeanColors(2.0), videos, copied)
     assert files(copied) == before
 
+    shutil.copy(copied / "a.npz", copied / "b.npz")  # not of that video
+    assert run(model, videos / "b.mkv", copied).done == 1
+
+    older = (copied / "a.npz").read_bytes()
+    run(model, videos / "a.mp4", copied, settings=FeatureSettings(depth=0.5), overwrite=True)
+    (copied / "a.npz").write_bytes(older)  # of other settings
+    assert run(model, videos / "a.mp4", copied, settings=FeatureSettings(depth=0.5)).done == 1
+
     other = FeatureSettings(depth=0.5, file_format="safetensors")
     summary = run(model, videos / "a.mp4", copied, settings=other, overwrite=True)
     assert (summary.done, summary.kept) == (1, 0)
@@ -259,3 +267,6 @@ def test_a_longer_video_needs_no_more_memory(tmp_path):
         most.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert most[1] - most[0] < 2e6
+    with av.open(str(tmp_path / "out" / "1024.mp4")) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    assert np.allclose(times, np.arange(1024) / 24, atol=1e-3)

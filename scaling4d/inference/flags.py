@@ -17,7 +17,7 @@ _BATCH_ON_ACCELERATORS = 8
 
 
 def add_model_flags(parser: argparse.ArgumentParser, checkpoint_help: str) -> None:
-    """Adds --checkpoint, --clip_size, --dtype, --batch and --fps."""
+    """Adds the flags that say which model runs, on what of a video, and how."""
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="SOURCE", help=checkpoint_help)
     add(
@@ -33,15 +33,22 @@ def add_model_flags(parser: argparse.ArgumentParser, checkpoint_help: str) -> No
         help="height and width that frames are scaled to, a multiple of the patch (the model's own)",
     )
     add("--batch", type=int, metavar="N", help="windows that go through the model together (1 on a CPU, else 8)")
+    add(
+        "--file_seconds",
+        type=int,
+        default=1800,
+        metavar="SECONDS",
+        help="longest time that decoding one video may take (%(default)s)",
+    )
     add("--dtype", choices=DTYPES, default="float32", help="what the model computes in (%(default)s)")
 
 
 def check_model_flags(flags: argparse.Namespace) -> None:
     """Raises UserError for values that no model takes."""
-    for name, least in (("batch", 1), ("clip_size", 1)):
+    for name in ("batch", "clip_size", "file_seconds"):
         value = getattr(flags, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value}: must be {least} or more")
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: must be 1 or more")
     check_rate("fps", flags.fps)
 
 
@@ -60,6 +67,14 @@ def clip_of(flags: argparse.Namespace, **which) -> tuple[int, int, int] | None:
     arrays = open_weights(flags.checkpoint, **which)
     frames = backbone_architecture(arrays.shapes, arrays.source).clip[0]
     return frames, flags.clip_size, flags.clip_size
+
+
+def limits_of(flags: argparse.Namespace):
+    """The ``MediaLimits`` of a video."""
+    from scaling4d.ingest.media import MediaLimits
+    from scaling4d.ingest.sandbox import Limits
+
+    return MediaLimits(process=Limits(seconds=flags.file_seconds))
 
 
 def batch_of(flags: argparse.Namespace) -> int:
