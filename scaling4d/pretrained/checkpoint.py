@@ -7,19 +7,16 @@ average) array by array. Optimizer state, most of a checkpoint's bytes, is never
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from scaling4d import model_json
 from scaling4d.errors import UserError
 from scaling4d.models import released
 from scaling4d.run_folder import RunFolder
-
-MODEL_JSON_VERSION = 1
-"""The ``format_version`` of ``model.json`` that this program reads."""
 
 
 def find(source: str, step: int | None = None) -> tuple[RunFolder, int]:
@@ -58,14 +55,14 @@ class CheckpointArrays:
 
     Attributes:
       run, step: what was found.
-      model: the run's ``model.json``.
+      model: the run's ``model.json``; empty where there is none, because the arrays say enough to load them.
     """
 
     def __init__(self, source: str, step: int | None = None, ema: bool = False):
         self.run, self.step = find(source, step)
         self._item = epath.Path(self.run.path) / "checkpoints" / str(self.step) / "state"
         self.source = str(self._item.parent)
-        self.model = _model_json(self.run)
+        self.model = model_json.read(self.run) if self.run.exists(model_json.NAME) else {}
         self._handler = ocp.PyTreeCheckpointHandler()
         with self._one_line():
             trees = self._handler.metadata(self._item).tree
@@ -111,15 +108,3 @@ class CheckpointArrays:
         except (OSError, ValueError, KeyError) as error:
             what = " ".join(str(error).split())[:200]
             raise UserError(f"{self.source} is damaged, or no checkpoint of a training run: {what}") from error
-
-
-def _model_json(run: RunFolder) -> dict[str, Any]:
-    """The run's ``model.json``; empty where there is none, because the arrays say enough to load them."""
-    if not run.exists("model.json"):
-        return {}
-    model = run.read_json("model.json")
-    version = model.get("format_version") if isinstance(model, dict) else None
-    if version != MODEL_JSON_VERSION:
-        raise UserError(f"{run.file('model.json')} has format_version {version!r}, this program reads "
-                        f"{MODEL_JSON_VERSION}: use the version of scaling4d that wrote it")
-    return model

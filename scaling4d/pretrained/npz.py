@@ -25,6 +25,8 @@ import numpy as np
 from scaling4d.errors import UserError
 from scaling4d.models.released import Shape, canonical_name
 
+_END = struct.Struct("<10xH10x")
+"""Of a zip file, before its comment: how many members its directory lists."""
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Of a zip member: its signature and, last, the lengths of the two fields between it and the data."""
 _LARGEST_HEADER = 10_000
@@ -61,6 +63,10 @@ class NpzArrays:
         self.source = os.fspath(path)
         self._members: dict[str, _Member] = {}
         with self._opened() as file, zipfile.ZipFile(file) as archive:
+            file.seek(-_END.size - len(archive.comment), os.SEEK_END)
+            if _END.unpack(file.read(_END.size)) != (len(archive.infolist()),):
+                # zipfile does not count: with one wrong length, whole blocks would be gone without a word.
+                raise UserError(f"{self.source}: damaged: its directory does not list as many arrays as it says")
             stated = sum(info.file_size for info in archive.infolist())
             if stated > os.path.getsize(self.source):  # members that overlap, or lie about their size
                 raise UserError(f"{self.source}: damaged: its arrays are said to be larger than the file")
