@@ -98,7 +98,7 @@ def test_a_spool_gives_back_what_it_took_and_leaves_nothing(tmp_path):
             assert np.array_equal(spool[:], values[:last]) and len(spool) == last
             assert np.array_equal(spool[:1], values[:1])  # reading does not disturb writing
         assert np.array_equal(spool[990:2000], values[990:]) and spool[2000:].shape == (0, 2, 3)
-        assert np.array_equal(spool.mapped()[[3, 999]], values[[3, 999]])
+        assert np.array_equal(spool.vectors(np.array([1999, 3, 0])), values.reshape(-1, 3)[[1999, 3, 0]])
         assert list(tmp_path.iterdir()) == []
         with pytest.raises(ValueError, match="float64"):
             spool.append(values.astype(np.float64))

@@ -85,9 +85,9 @@ def write_depth(
       UserError: the video cannot be used, the output not written, or the depth is not finite.
       Interrupted: soon after ``stop()`` became true; nothing was written.
     """
-    progress, clip = progress or Progress("depth"), model.clip
+    is_movie, clip = output.suffix == ".mp4", model.clip
+    progress = progress or Progress("depth", is_movie)
     progress.expect([video.size])
-    is_movie = output.suffix == ".mp4"
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -189,7 +189,7 @@ def _draw(
             pictures = np.concatenate([frames[some], gray(depth[some], high)], axis=2)
             for number, picture in enumerate(pictures, first):
                 movie.add(picture, number / fps)
-            progress.drawing(first)
+            progress.drew(len(pictures))
 
 
 def gray(depth: np.ndarray, high: float) -> np.ndarray:

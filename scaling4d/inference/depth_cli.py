@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     from scaling4d.status_line import format_duration
 
     began = time.monotonic()
-    progress = Progress("depth")
+    progress = Progress("depth", output.suffix == ".mp4")
     with StopRequest() as stop:
         model = load_depth_model(flags.checkpoint, clip=common.clip_of(flags), dtype=flags.dtype)
         try:

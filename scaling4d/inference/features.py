@@ -16,6 +16,7 @@ Of every video two files are written:
 import contextlib
 import functools
 import hashlib
+import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -144,7 +145,7 @@ def extract(
         wanted = {"parameters": checkpoint["parameters"], **made}
         folder.claim(wanted, {"checkpoint": checkpoint, "scaling4d": scaling4d.__version__}, overwrite)
     todo = [source for source in sources if not folder.is_done(source, names[source], movies)]
-    progress = progress or Progress("features")
+    progress = progress or Progress("features", movies)
     progress.expect([source.size for source in todo])
     worker = _Worker(model, folder, settings, batch, movies, progress, limits, stop)
     skipped: list[Skipped] = []
@@ -224,8 +225,8 @@ class _Worker:
     def _draw(self, path: pathlib.Path, features: Spool, frames: Spool, times: np.ndarray, rate: float) -> None:
         """Writes the frames with their features as colors beside them."""
         _, height, width, _ = frames.shape
-        tokens = features.mapped().reshape(-1, features.shape[-1])
-        colors = principal.fit(tokens[principal.sample_rows(len(tokens))])
+        tokens = math.prod(features.shape[:-1])
+        colors = principal.fit(features.vectors(principal.sample_rows(tokens)))
         with Movie(path, height, 2 * width, rate) as movie:
             for first in range(0, len(times), _FRAMES_DRAWN_AT_ONCE):
                 if self.stop():
@@ -234,7 +235,7 @@ class _Worker:
                 squares = enlarged(colors(features[some]), height, width)
                 for picture, seconds in zip(np.concatenate([frames[some], squares], 2), times[some], strict=True):
                     movie.add(picture, seconds)
-                self.progress.drawing(first)
+                self.progress.drew(len(times[some]))
 
 
 def enlarged(cells: np.ndarray, height: int, width: int) -> np.ndarray:

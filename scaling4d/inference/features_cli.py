@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     sources = find_videos(flags.video, output)
     targets(sources, output)  # before the folder is made and the model loaded
     settings = FeatureSettings(flags.depth, flags.fps, flags.precision, flags.dtype, flags.format)
-    progress = Progress("features")
+    progress = Progress("features", not flags.no_pictures)
     with StopRequest() as stop, open_folder(output, flags.format) as folder:
         which = {"step": flags.step, "ema": flags.ema}
         model = load_backbone(flags.checkpoint, clip=common.clip_of(flags, **which), dtype=flags.dtype, **which)

@@ -11,9 +11,9 @@ class Clock:
         return self.now
 
 
-def started(sizes) -> tuple[Progress, Clock]:
+def started(sizes, draws=False) -> tuple[Progress, Clock]:
     clock = Clock()
-    progress = Progress("features", StatusLine(io.StringIO(), clock=clock), clock)
+    progress = Progress("features", draws, StatusLine(io.StringIO(), clock=clock), clock)
     progress.expect(sizes)
     return progress, clock
 
@@ -29,10 +29,26 @@ def test_the_time_left_follows_from_stated_frames_and_leaves_compiling_out():
     assert progress.text() == "features: 0/1 videos, 48 frames, 0.5 windows/s, 8s left"
     clock.now = 72
     progress.advance(4, 64)
-    progress.drawing(32)
-    assert progress.text() == "features: 0/1 videos, 112 frames, drawing 32/112, 0.5 windows/s, 0s left"
     progress.end()
     assert progress.text() == "features: 1/1 videos, 112 frames, 0.5 windows/s"
+
+
+def test_drawing_is_timed_by_itself():
+    progress, clock = started([1000, 1000], draws=True)
+    progress.begin(1000, 80)
+    progress.advance(1, 16)
+    clock.now = 4
+    progress.advance(4, 64)
+    clock.now = 5
+    progress.drew(20)
+    # 60 frames of this video to draw at 20 a second, and another 80 to compute at 16 and draw at 20 a second
+    assert progress.text() == "features: 0/2 videos, 80 frames, drawing 20/80, 1.0 windows/s, 12s left"
+    clock.now = 8
+    progress.drew(60)
+    progress.end()
+    clock.now = 100  # what is neither is not counted
+    progress.begin(1000, 80)
+    assert progress.text() == "features: 1/2 videos, 80 frames, 1.0 windows/s, 9s left"
 
 
 def test_videos_to_come_count_by_their_bytes():
@@ -46,7 +62,7 @@ def test_videos_to_come_count_by_their_bytes():
     progress.begin(3000, 0)  # states no length
     assert progress.text().endswith(", 6s left")
     clock.now = 3
-    progress.advance(2, 32)
+    progress.advance(2, 32)  # in two seconds, as before
     assert progress.text() == "features: 1/2 videos, 64 frames, 1.0 windows/s, 4s left"
 
 

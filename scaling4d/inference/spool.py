@@ -1,9 +1,10 @@
 """Arrays that grow on disk, so that memory stays bounded however long a video is.
 
-Responsible for: rows appended in order, read back in pieces or one by one. Not responsible for: files that stay
+Responsible for: rows appended in order, read back in pieces or here and there. Not responsible for: files that stay
 (``array_files.py``). A spool has no name in its folder: it is gone when it is closed or the process dies, however.
 """
 
+import os
 import tempfile
 from collections.abc import Iterator
 
@@ -58,7 +59,10 @@ class Spool:
         self._file.seek(0, 2)
         return values
 
-    def mapped(self) -> np.ndarray:
-        """The whole array, read from disk where it is touched; valid while the spool is open."""
+    def vectors(self, places: np.ndarray) -> np.ndarray:
+        """Single vectors [len(places), last axis] of the array seen as [vectors, last axis]."""
+        width = self._row_shape[-1]
+        size = width * self.dtype.itemsize
         self._file.flush()
-        return np.memmap(self._file, self.dtype, "r", shape=self.shape)
+        read = [os.pread(self._file.fileno(), size, int(place) * size) for place in places]
+        return np.frombuffer(b"".join(read), self.dtype).reshape(len(places), width)
