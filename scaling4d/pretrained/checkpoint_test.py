@@ -257,7 +257,8 @@ def test_parameters_that_are_not_finite_are_refused(tmp_path):
     state = random_state(trainer, 1)
     bias = state.params["processor"]["trunk"]["mlp_norm"]["bias"]
     state.params["processor"]["trunk"]["mlp_norm"]["bias"] = bias.at[2, 5].set(np.nan)
-    refused(save(tmp_path, {1: state}), "checkpoints/1: 'processor/layers_2/mlp_norm/bias' holds values that are not finite")
+    words = "checkpoints/1: 'processor/layers_2/mlp_norm/bias' holds values that are not finite"
+    refused(save(tmp_path, {1: state}), words)
 
 
 BYTES_READ = """
