@@ -132,7 +132,7 @@ def _run(
         if frames is not None:
             frames.append(part.real(part.video))
         seconds.append(part.seconds)
-        progress.advance(np.count_nonzero(part.counts), len(part.seconds))
+        progress.advance(int(np.count_nonzero(part.counts)), len(part.seconds))
     return np.concatenate(seconds)
 
 
@@ -152,7 +152,7 @@ def median(pieces: Callable[[], Iterable[np.ndarray]], low: float, high: float) 
         counts, edges = np.zeros(_BINS, np.int64), np.linspace(low, high, _BINS + 1)
         below = 0
         for piece in pieces():
-            below += np.count_nonzero(piece < low)
+            below += int(np.count_nonzero(piece < low))
             counts += np.histogram(piece, edges)[0]
         place = int(np.searchsorted(below + np.cumsum(counts), rank + 1))
         low, high = float(edges[place]), float(edges[place + 1])

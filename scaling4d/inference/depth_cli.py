@@ -15,8 +15,6 @@ from scaling4d import exits
 from scaling4d.errors import UserError
 from scaling4d.inference import flags as common
 
-_DEMO_FPS = 20.0
-
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -37,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--output_fps",
         type=float,
         metavar="RATE",
-        help=f"frames a second of OUT.mp4, whatever the video's own rate ({_DEMO_FPS:g}, as in the released demo)",
+        help="frames a second of OUT.mp4, whatever the video's own rate (20, as in the released demo)",
     )
     add("--overwrite", action="store_true", help="replace OUTPUT if it is there")
     return parser
@@ -51,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     video, output = pathlib.Path(flags.video).expanduser(), pathlib.Path(flags.output).expanduser()
     _check_paths(video, output, flags)
 
-    from scaling4d.inference.depth import write_depth
+    from scaling4d.inference.depth import DEMO_FPS, write_depth
     from scaling4d.inference.progress import Progress
     from scaling4d.inference.windows import Interrupted
     from scaling4d.ingest.sources import find_sources
@@ -71,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
                 output,
                 batch=common.batch_of(flags),
                 fps=flags.fps,
-                output_fps=flags.output_fps or _DEMO_FPS,
+                output_fps=flags.output_fps or DEMO_FPS,
                 progress=progress,
                 limits=common.limits_of(flags),
                 stop=lambda: bool(stop),

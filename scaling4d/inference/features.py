@@ -42,16 +42,20 @@ from scaling4d.models.patches import Grid, block_grid
 from scaling4d.models.released import leaves
 from scaling4d.models.sizes import ModelSize
 
-PRECISIONS = ("float32", "float16")
 _FRAMES_DRAWN_AT_ONCE = 32
 
 
 class FeatureModel(Protocol):
     """What is needed of a ``pretrained.backbone.PretrainedBackbone``."""
 
-    params: Mapping[str, Any]
-    source: str
-    step: int | None
+    @property
+    def params(self) -> Mapping[str, Any]: ...
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def step(self) -> int | None: ...
 
     @property
     def size(self) -> ModelSize: ...
@@ -72,7 +76,7 @@ class FeatureSettings:
     Attributes:
       depth: of the tap, as a share of the model; 0.95 is where the readouts of the paper look.
       fps: frames a second that videos are brought to; None keeps their own frames.
-      precision: of the stored features.
+      precision: of the stored features, float32 or float16.
       dtype: that the model computes in.
       file_format: of the array files.
     """
@@ -196,7 +200,7 @@ class _Worker:
                     if self.movies:
                         frames.append(part.real(part.video))
                     seconds.append(part.seconds)
-                    self.progress.advance(np.count_nonzero(part.counts), len(part.seconds))
+                    self.progress.advance(int(np.count_nonzero(part.counts)), len(part.seconds))
             times = np.concatenate(seconds)
             movie = work / "movie" if self.movies else None
             if movie:

@@ -11,7 +11,7 @@ a model is compiled once; and decoding in a child process while the model runs. 
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple, TypeVar
 
@@ -103,7 +103,7 @@ def open_batches(
     fps: float | None = None,
     limits: MediaLimits | None = None,
     stop: Callable[[], bool] = lambda: False,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yields the batches of a video file, decoded ahead in a child process; closing it early ends the child.
 
     Args:
