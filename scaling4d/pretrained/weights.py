@@ -36,11 +36,16 @@ def open_weights(source: str | os.PathLike, *, step: int | None = None, ema: boo
 
 
 def check_weights(path: str | os.PathLike) -> None:
-    """Raises UserError unless the file holds a backbone, alone or under an attention readout."""
+    """Raises UserError unless the file holds a backbone, alone or under an attention readout, and every array is whole.
+
+    For a download this is the moment to read it all: what is in the cache is trusted from then on.
+    """
     arrays = NpzArrays(path)
     released.backbone_architecture(arrays.shapes, arrays.source)
     if any(name.startswith(readouts.PREFIX) for name in arrays.shapes):
         readouts.readout_architecture(arrays.shapes, arrays.source)
+    for name in arrays.shapes:
+        arrays.read(name)
 
 
 def place(
