@@ -10,7 +10,9 @@ Of every video two files are written:
         seconds   float64 [frames]                when the frames are shown
         metadata  JSON: the checkpoint, and with what settings the features were made
     NAME.mp4
-        left the frames as the model sees them, right their features as colors (``principal.py``), a square a patch
+        left the frames as the model sees them, right their features as colors (``principal.py``), a square a patch.
+        What the model makes of a uniform gray clip is taken off first: else the colors tell the place of a patch, which
+        in a trained model outweighs what is seen there
 """
 
 import contextlib
@@ -151,7 +153,8 @@ def extract(
     todo = [source for source in sources if not folder.is_done(source, names[source], movies)]
     progress = progress or Progress("features", movies)
     progress.expect([source.size for source in todo])
-    worker = _Worker(model, folder, settings, batch, movies, progress, limits, stop)
+    places = gray_features(model, settings.depth, batch) if movies and todo else None
+    worker = _Worker(model, folder, settings, batch, places, progress, limits, stop)
     skipped: list[Skipped] = []
     done = frames = 0
     for source in todo:
@@ -179,7 +182,7 @@ class _Worker:
     folder: OutputFolder
     settings: FeatureSettings
     batch: int
-    movies: bool
+    places: np.ndarray | None  # ``gray_features``, where pictures are wanted
     progress: Progress
     limits: MediaLimits | None
     stop: Callable[[], bool]
@@ -197,14 +200,15 @@ class _Worker:
             with contextlib.closing(opened) as parts:
                 for part, values in computed(function, parts):
                     features.append(self._stored(part.real(values).reshape(-1, *vectors), source))
-                    if self.movies:
+                    if self.places is not None:
                         frames.append(part.real(part.video))
                     seconds.append(part.seconds)
                     self.progress.advance(int(np.count_nonzero(part.counts)), len(part.seconds))
             times = np.concatenate(seconds)
-            movie = work / "movie" if self.movies else None
-            if movie:
-                self._draw(movie, features, frames, times, fps or nominal_rate(info.fps))
+            movie = None
+            if self.places is not None:
+                movie = work / "movie"
+                self._draw(movie, self.places, features, frames, times, fps or nominal_rate(info.fps))
             arrays = work / "arrays"
             with open(arrays, "wb") as file:
                 write_arrays(file, {"features": features, "seconds": times}, note, self.settings.file_format)
@@ -226,20 +230,34 @@ class _Worker:
             raise UserError(f"{where} are too large for {self.settings.precision}; use --precision float32")
         return stored
 
-    def _draw(self, path: pathlib.Path, features: Spool, frames: Spool, times: np.ndarray, rate: float) -> None:
+    def _draw(
+        self, path: pathlib.Path, places: np.ndarray, features: Spool, frames: Spool, times: np.ndarray, rate: float
+    ) -> None:
         """Writes the frames with their features as colors beside them."""
         _, height, width, _ = frames.shape
-        tokens = math.prod(features.shape[:-1])
-        colors = principal.fit(features.vectors(principal.sample_rows(tokens)))
+        tokens = principal.sample_rows(math.prod(features.shape[:-1]))
+        at_place = places.reshape(-1, places.shape[-1])
+        colors = principal.fit(features.vectors(tokens) - at_place[tokens % len(at_place)])
         with Movie(path, height, 2 * width, rate) as movie:
             for first in range(0, len(times), _FRAMES_DRAWN_AT_ONCE):
                 if self.stop():
                     raise Interrupted
                 some = slice(first, first + _FRAMES_DRAWN_AT_ONCE)
-                squares = enlarged(colors(features[some]), height, width)
+                values = features[some]
+                values = values - places[np.arange(first, first + len(values)) % len(places)]
+                squares = enlarged(colors(values), height, width)
                 for picture, seconds in zip(np.concatenate([frames[some], squares], 2), times[some], strict=True):
                     movie.add(picture, seconds)
                 self.progress.drew(len(times[some]))
+
+
+def gray_features(model: FeatureModel, depth: float, batch: int) -> np.ndarray:
+    """What the model makes of a clip without content, float32 [frames of a clip, rows, columns, width]."""
+    frames, height, width = model.clip
+    gray = np.full((batch, frames, height, width, 3), 128, np.uint8)  # of the batch's size: nothing is compiled for it
+    grid = block_grid(model.clip, model.patch)
+    features = np.asarray(model.features(gray, depth=depth)[0], np.float32)
+    return features.reshape(frames, *grid[1:], model.size.width)
 
 
 def enlarged(cells: np.ndarray, height: int, width: int) -> np.ndarray:

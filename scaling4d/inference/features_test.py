@@ -270,3 +270,24 @@ def test_a_longer_video_needs_no_more_memory(tmp_path):
     with av.open(str(tmp_path / "out" / "1024.mp4")) as container:
         times = [frame.time for frame in container.decode(video=0)]
     assert np.allclose(times, np.arange(1024) / 24, atol=1e-3)
+
+
+class PlacesToo(MeanColors):
+    """Mean colors under a code of the patch's place in the window, a hundred times larger."""
+
+    def features(self, video, depth):
+        code = np.random.default_rng(3).normal(0, 100, (4, 8, 6)).astype(np.float32)
+        return super().features(video, depth) + code
+
+
+def test_colors_show_what_is_seen_and_not_where(videos, tmp_path):
+    """A code of places, however large, changes nothing in the picture, and everything in what is stored."""
+    pictures, stored = [], []
+    for model in (MeanColors(), PlacesToo()):
+        folder = tmp_path / type(model).__name__
+        run(model, videos / "a.mp4", folder)
+        with av.open(str(folder / "a.mp4")) as container:
+            pictures.append([frame.to_ndarray(format="rgb24").astype(int) for frame in container.decode(video=0)])
+        stored.append(np.load(folder / "a.npz")["features"])
+    assert np.abs(stored[0] - stored[1]).max() > 100
+    assert np.abs(np.array(pictures[0]) - np.array(pictures[1])).mean() < 2
