@@ -280,12 +280,14 @@ class PlacesToo(MeanColors):
         return super().features(video, depth) + code
 
 
-def test_colors_show_what_is_seen_and_not_where(videos, tmp_path):
+def test_colors_show_what_is_seen_and_not_where(tmp_path):
     """A code of places, however large, changes nothing in the picture, and everything in what is stored."""
+    colors = np.random.default_rng(0).integers(0, 256, (10, 2, 4, 3), np.uint8)
+    video = write_video(tmp_path / "a.mp4", list(colors.repeat(16, 1).repeat(16, 2)))
     pictures, stored = [], []
     for model in (MeanColors(), PlacesToo()):
         folder = tmp_path / type(model).__name__
-        run(model, videos / "a.mp4", folder)
+        run(model, video, folder)
         with av.open(str(folder / "a.mp4")) as container:
             pictures.append([frame.to_ndarray(format="rgb24").astype(int) for frame in container.decode(video=0)])
         stored.append(np.load(folder / "a.npz")["features"])
