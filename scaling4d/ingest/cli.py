@@ -11,6 +11,7 @@ from dataclasses import fields
 
 from scaling4d import exits
 from scaling4d.errors import UserError
+from scaling4d.ingest import checks_cli
 from scaling4d.ingest.settings import IngestSettings
 
 
@@ -27,6 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="scaling4d ingest",
         description="Turns video files (mp4, m4v, webm, mkv, avi, mov) into a data set of short H.264 clips for "
         "training. A file that cannot be used is skipped, listed at the end and in OUTPUT/errors.tsv.",
+        epilog="Of a data set that is there: scaling4d ingest --verify DIR checks every byte, "
+        "scaling4d ingest --stats DIR describes it (each with --help for its flags).",
     )
     default = IngestSettings()
     add = parser.add_argument
@@ -95,6 +98,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code, raises UserError for mistakes of the user."""
+    if any(argument.split("=")[0] in ("--verify", "--stats") for argument in argv):
+        return checks_cli.main(argv)
     flags = build_parser().parse_args(argv)
     settings = IngestSettings(**{field.name: getattr(flags, field.name) for field in fields(IngestSettings)})
     if flags.file_seconds < 1 or flags.file_memory_gb < 0.25:

@@ -1,0 +1,102 @@
+"""``scaling4d ingest --verify DIR`` and ``--stats DIR``: looks at a data set that is there.
+
+Responsible for: flags, the progress line and what is printed. Not responsible for: the checks (``verify.py``), the
+numbers (``stats.py``) or making data sets (``cli.py``).
+"""
+
+import argparse
+import pathlib
+import time
+from collections.abc import Sequence
+
+from scaling4d import exits
+from scaling4d.errors import UserError
+from scaling4d.status_line import StatusLine, format_duration
+
+_MOST_ROWS = 1000
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scaling4d ingest",
+        description="Checks or describes a data set of clips. --verify reads every byte and exits with 1 if anything "
+        "is wrong; --stats prints tables and writes a sheet of pictures.",
+    )
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--verify", metavar="DIR", help="check the data set in DIR")
+    what.add_argument("--stats", metavar="DIR", help="describe the data set in DIR")
+    add("--decode_all", action="store_true", help="with --verify: decode every clip instead of one in a hundred")
+    add("--sheet", metavar="PNG", help="with --stats: where the sheet of clips goes (DIR/sheet.png; none: nowhere)")
+    add("--workers", type=int, metavar="N", help="shards looked at at the same time (one a core)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns the exit code, raises UserError for mistakes of the user."""
+    flags = build_parser().parse_args(argv)
+    if flags.workers is not None and flags.workers < 1:
+        raise UserError(f"--workers {flags.workers}: must be 1 or more")
+    if flags.stats is not None:
+        return _stats(flags)
+    return _verify(flags)
+
+
+def _verify(flags: argparse.Namespace) -> int:
+    from scaling4d.ingest.verify import DECODED_SHARE, verify
+
+    line = StatusLine()
+    began = time.monotonic()
+
+    def show(progress) -> None:
+        text = lambda: progress_text(progress, time.monotonic() - began)  # noqa: E731
+        line.show(text, now=progress.shards_done == progress.shards)
+
+    try:
+        share = 1.0 if flags.decode_all else DECODED_SHARE
+        report = verify(flags.verify, decoded_share=share, workers=flags.workers, progress=show)
+    finally:
+        line.close()
+    if report.problems:
+        print("\n".join(problem_rows(report.problems)))
+    found = f"{len(report.problems)} problems" if report.problems else "no problem"
+    print(
+        f"{flags.verify}: {found} in {report.shards} shards, {report.clips} clips, {report.bytes / 1e9:.3f} GB; "
+        f"{report.decoded} clips were decoded"
+    )
+    return exits.ERROR if report.problems else exits.DONE
+
+
+def _stats(flags: argparse.Namespace) -> int:
+    from scaling4d.ingest import stats
+
+    print(stats.describe(flags.stats))
+    path = pathlib.Path(flags.stats, "sheet.png") if flags.sheet is None else pathlib.Path(flags.sheet)
+    if flags.sheet == "none":
+        return exits.DONE
+    try:
+        path.write_bytes(stats.picture(flags.stats))
+    except OSError as error:
+        raise UserError(f"--sheet {path}: cannot be written: {error.strerror}; name another file, or none") from error
+    print(f"\n{path}: evenly spaced clips")
+    return exits.DONE
+
+
+def progress_text(progress, seconds: float) -> str:
+    """One line; the time left follows from the bytes done in ``seconds``."""
+    share = progress.bytes_done / progress.bytes if progress.bytes else 1.0
+    left = f"{format_duration(seconds * (1 - share) / share)} left" if share > 0 else "time left unknown"
+    if progress.shards_done == progress.shards:
+        left = f"done in {format_duration(seconds)}"
+    return f"verify: {progress.shards_done}/{progress.shards} shards, {progress.problems} problems, {share:.0%}, {left}"
+
+
+def problem_rows(problems) -> list[str]:
+    """An aligned table; of very many problems the first thousand."""
+    shown = problems[:_MOST_ROWS]
+    rows = [("shard", "record", "what")]
+    rows += [(item.shard, "-" if item.record is None else str(item.record), item.what) for item in shown]
+    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+    lines = [f"{shard:<{first}}  {record:>{second}}  {what}" for shard, record, what in rows]
+    more = len(problems) - len(shown)
+    return [*lines, f"and {more} more"] if more else lines
