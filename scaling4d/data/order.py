@@ -10,6 +10,7 @@ arbitrary finite domains", 2002): 4 microseconds an index. Four rounds would do 
 every run, so ``ORDER_VERSION`` must then be raised.
 """
 
+import functools
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,13 @@ import numpy as np
 ORDER_VERSION = 1
 """Part of the data fingerprint: two runs with different versions see different examples."""
 
-Order = Literal["shuffled", "sequential"]
+Order = Literal["shuffled", "sequential", "blocks"]
+"""``shuffled``: a permutation of all records an epoch. ``sequential``: file order. ``blocks``: a permutation of blocks
+of neighbouring records, then of the records inside each window of ``WINDOW_BLOCKS`` blocks, for storage that dislikes
+random reads."""
+
+BLOCK_RECORDS = 64
+WINDOW_BLOCKS = 16
 
 _MASK64 = (1 << 64) - 1
 _ROUNDS = 8
@@ -26,6 +33,8 @@ _ROUNDS = 8
 ORDER_KEY = 1
 AUGMENT_KEY = 2
 SUBSTITUTE_KEY = 3
+MIXTURE_KEY = 4
+WINDOW_KEY = 5
 
 
 def splitmix64(x: int) -> int:
@@ -61,7 +70,11 @@ def permute(x: int, n: int, key: int) -> int:
     while True:  # cycle walking: the network permutes [0, 4**half), fewer than 4 turns on average until x < n
         left, right = x >> half, x & mask
         for i in range(_ROUNDS):
-            left, right = right, left ^ (splitmix64(key ^ (right << 8) ^ i) & mask)
+            # splitmix64, written out: this is the work of every look-up, and calls would be a third of it.
+            mixed = ((key ^ (right << 8) ^ i) + 0x9E3779B97F4A7C15) & _MASK64
+            mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+            mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK64
+            left, right = right, left ^ ((mixed ^ (mixed >> 31)) & mask)
         x = (left << half) | right
         if x < n:
             return x
@@ -86,21 +99,47 @@ def permute_array(x: np.ndarray, n: int, key: int) -> np.ndarray:
     return out
 
 
-def epoch_and_record(seed: int, index: int, count: int, order: Order) -> tuple[int, int]:
-    """The epoch and the record number (0..count-1) of global example ``index``.
+def epoch_and_record(
+    seed: int, draw: int, count: int, order: Order, key: int = 0, block_records: int = BLOCK_RECORDS
+) -> tuple[int, int]:
+    """The epoch and the record number (0..count-1) of draw ``draw`` from a data set of ``count`` records.
 
-    Every epoch holds each record once; ``shuffled`` draws another permutation for each epoch.
+    Every epoch holds each record once; all orders but ``sequential`` draw another permutation for each epoch. ``key``
+    tells the data sets of a mixture apart; 0 is that of a data set alone, whose draws are the global examples.
     """
-    epoch, place = divmod(index, count)
+    epoch, place = divmod(draw, count)
     if order == "sequential":
         return epoch, place
-    return epoch, permute(place, count, derive_key(seed, ORDER_KEY, epoch))
+    words = (epoch, key) if key else (epoch,)
+    epoch_key = _epoch_key(seed, *words)
+    if order == "shuffled":
+        return epoch, permute(place, count, epoch_key)
+    return epoch, _record_in_blocks(place, count, epoch_key, block_records)
 
 
-def substitute_record(seed: int, index: int, count: int, attempt: int) -> int:
+@functools.lru_cache(4096)  # the data sets of a mixture are each in an epoch of their own
+def _epoch_key(seed: int, *words: int) -> int:
+    return derive_key(seed, ORDER_KEY, *words)
+
+
+def _record_in_blocks(place: int, count: int, epoch_key: int, block_records: int) -> int:
+    """The record at ``place`` of an epoch: blocks permuted (a last, shorter one stays last), then windows permuted."""
+    window, inside = divmod(place, block_records * WINDOW_BLOCKS)
+    start = window * block_records * WINDOW_BLOCKS
+    size = min(block_records * WINDOW_BLOCKS, count - start)
+    place = start + permute(inside, size, derive_key(epoch_key, WINDOW_KEY, window))
+    block, inside = divmod(place, block_records)
+    blocks = count // block_records
+    if block < blocks:
+        block = permute(block, blocks, epoch_key)
+    return block * block_records + inside
+
+
+def substitute_record(seed: int, draw: int, count: int, attempt: int, key: int = 0) -> int:
     """The record that stands in for a bad one: again a permutation of the epoch, with a key for each attempt."""
-    epoch, place = divmod(index, count)
-    return permute(place, count, derive_key(seed, SUBSTITUTE_KEY, epoch, attempt))
+    epoch, place = divmod(draw, count)
+    words = (epoch, attempt, key) if key else (epoch, attempt)
+    return permute(place, count, derive_key(seed, SUBSTITUTE_KEY, *words))
 
 
 class Draws:

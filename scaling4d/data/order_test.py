@@ -142,3 +142,23 @@ def test_draws_are_uniform_and_independent_of_each_other():
 def test_draws_below_covers_the_range():
     numbers = [order.Draws(0, index).below(3) for index in range(300)]
     assert set(numbers) == {0, 1, 2}
+
+
+@given(count=st.integers(1, 600), block_records=st.integers(1, 9), seed=st.integers(0, 99), key=st.integers(0, 3))
+def test_blocks_are_a_bijection_each_epoch(count, block_records, seed, key):
+    for epoch in (0, 5):
+        draws = range(epoch * count, (epoch + 1) * count)
+        found = [order.epoch_and_record(seed, draw, count, "blocks", key, block_records) for draw in draws]
+        assert {e for e, _ in found} == {epoch}
+        assert sorted(record for _, record in found) == list(range(count))
+
+
+def test_blocks_read_few_neighbourhoods_at_a_time_in_another_order_each_epoch():
+    count, size = 100_000, 50
+    window = size * order.WINDOW_BLOCKS
+    for start in (0, 7 * window, count + window - count % window):
+        records = [order.epoch_and_record(3, start + i, count, "blocks", 0, size)[1] for i in range(window)]
+        assert len({record // size for record in records}) <= order.WINDOW_BLOCKS + 1
+        assert np.abs(np.diff(records)).mean() > 10_000  # neighbours in the stream are far apart in the files
+    first, second = ([order.epoch_and_record(3, e * count + i, count, "blocks")[1] for i in range(50)] for e in (0, 1))
+    assert first != second
