@@ -1,7 +1,8 @@
 """How far a command is, and how long it still takes.
 
-Responsible for: the text, and silence in a log while work is short. Not responsible for: how a line is shown
-(``status_line.py``) or a training run's line (``observe/progress.py``).
+Responsible for: the text, silence in a log while work is short, and ending between two pieces of work. Not responsible
+for: how a line is shown (``status_line.py``), signals (``interrupts.py``) or a training run's line
+(``observe/progress.py``).
 """
 
 import time
@@ -22,6 +23,8 @@ class Countdown:
       what: is going on.
       total: how much there is to do; None while nobody knows.
       unit: of the amounts.
+      stop: once true, the next call raises KeyboardInterrupt. Pieces of work are where a command can end; a signal that
+        interrupts JAX anywhere else may crash the process, or get lost.
     """
 
     def __init__(
@@ -29,11 +32,12 @@ class Countdown:
         what: str,
         total: float | None,
         unit: str,
+        stop: object = False,
         line: StatusLine | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.total = total
-        self._what, self._unit = what, unit
+        self._what, self._unit, self._stop = what, unit, stop
         self._line = line or StatusLine()
         self._clock = clock
         self._began: float | None = None
@@ -41,6 +45,8 @@ class Countdown:
 
     def __call__(self, done: float) -> None:
         """Says that ``done`` of the total is done; 0 says that it begins."""
+        if self._stop:
+            raise KeyboardInterrupt
         now = self._clock()
         self._began = now if self._began is None else self._began
         if self._first is None and done > 0:

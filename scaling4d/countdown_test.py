@@ -1,5 +1,7 @@
 import io
 
+import pytest
+
 from scaling4d.countdown import Countdown
 from scaling4d.status_line import StatusLine
 
@@ -12,7 +14,8 @@ class Terminal(io.StringIO):
 def told(stream: io.StringIO, *steps: tuple[float, float], total: float | None = 100) -> str:
     """What a countdown says of (seconds, done) pairs."""
     now = 0.0
-    countdown = Countdown("work", total, "MB", StatusLine(stream, every_s=0, clock=lambda: now), clock=lambda: now)
+    line = StatusLine(stream, every_s=0, clock=lambda: now)
+    countdown = Countdown("work", total, "MB", line=line, clock=lambda: now)
     for seconds, done in steps:
         now = seconds
         countdown(done)
@@ -40,3 +43,12 @@ def test_without_a_total_it_counts():
 
 def test_a_terminal_is_told_at_once_and_left_on_a_fresh_line():
     assert told(Terminal(), (0, 0)) == "\rwork: 0 of 100 MB, time left unknown\x1b[K\n"
+
+
+def test_a_stop_ends_the_work_between_two_pieces():
+    stop: list[str] = []
+    countdown = Countdown("work", 2, "MB", stop, line=StatusLine(io.StringIO()))
+    countdown(1)
+    stop.append("SIGINT")
+    with pytest.raises(KeyboardInterrupt):
+        countdown(2)

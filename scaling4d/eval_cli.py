@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from scaling4d import exits
 from scaling4d.errors import UserError
+from scaling4d.interrupts import StopRequest
 
 RESULTS_VERSION = 1
 MAX_WINDOWS = 64
@@ -67,6 +68,11 @@ def main(argv: Sequence[str]) -> int:
     bindings = [word.removeprefix("--gin.") for word in argv if word.startswith("--gin.")]
     flags = build_parser().parse_args([word for word in argv if not word.startswith("--gin.")])
     _check(flags, bindings)
+    with StopRequest("stopping") as stop:
+        return _evaluate(flags, bindings, stop)
+
+
+def _evaluate(flags: argparse.Namespace, bindings: Sequence[str], stop: StopRequest) -> int:
     if not flags.video:
         try:
             import scaling4d.held_out  # noqa: F401  before anything else is done
@@ -78,17 +84,13 @@ def main(argv: Sequence[str]) -> int:
                 "--video=FILE works without"
             ) from error
     from scaling4d.checkpoint_params import ReadCheckpoint
-    from scaling4d.results_folder import ResultsFolder, unwound_when_terminated
+    from scaling4d.results_folder import ResultsFolder
 
     arrays = ReadCheckpoint(flags.checkpoint, flags.step, flags.ema)
     folder = ResultsFolder(flags.output or arrays.run.path / "evals" / str(arrays.step))
-    _show_reading(arrays)
-    with unwound_when_terminated():
-        if flags.video:
-            found = _video(arrays, folder, flags)
-        else:
-            found = _held_out(arrays, folder, flags, bindings)
-        folder.write_json(f"{found.name}.json", _results(arrays, found))
+    _show_reading(arrays, stop)
+    found = _video(arrays, folder, flags, stop) if flags.video else _held_out(arrays, folder, flags, bindings, stop)
+    folder.write_json(f"{found.name}.json", _results(arrays, found))
     which = "moving average" if arrays.ema else "parameters"
     print(f"{which} of step {arrays.step} on {found.title}\n")
     print(table(found.metrics))
@@ -119,12 +121,12 @@ def _check(flags: argparse.Namespace, bindings: Sequence[str]) -> None:
         raise UserError("--output= has no value; write --output=DIR, or leave it out")
 
 
-def _show_reading(arrays) -> None:
+def _show_reading(arrays, stop: StopRequest) -> None:
     from scaling4d.checkpoint_params import float32_bytes
     from scaling4d.countdown import Countdown
 
     total = float32_bytes(arrays.shapes)
-    line = Countdown("reading the checkpoint", total / 1e6, "MB")
+    line = Countdown("reading the checkpoint", total / 1e6, "MB", stop)
 
     def show(done: int) -> None:
         line(done / 1e6)
@@ -134,7 +136,7 @@ def _show_reading(arrays) -> None:
     arrays.on_bytes = show
 
 
-def _held_out(arrays, folder, flags, bindings) -> _Found:
+def _held_out(arrays, folder, flags, bindings, stop: StopRequest) -> _Found:
     from scaling4d import held_out
     from scaling4d.countdown import Countdown
     from scaling4d.mp4 import encode_mp4
@@ -143,7 +145,7 @@ def _held_out(arrays, folder, flags, bindings) -> _Found:
     name = "held-out"
     run = held_out.run_of(arrays.run, bindings)
     _claim(folder, name, flags.overwrite)
-    progress = Countdown("eval", None, "clips")
+    progress = Countdown("eval", None, "clips", stop)
 
     def show(done: int, total: int) -> None:
         progress.total = total
@@ -160,7 +162,7 @@ def _held_out(arrays, folder, flags, bindings) -> _Found:
     return _Found(name, title, found.metrics, {**found.about, "gin": list(bindings)})
 
 
-def _video(arrays, folder, flags) -> _Found:
+def _video(arrays, folder, flags, stop: StopRequest) -> _Found:
     from scaling4d.countdown import Countdown
     from scaling4d.inference.outputs import writing
     from scaling4d.ingest import media
@@ -175,7 +177,7 @@ def _video(arrays, folder, flags) -> _Found:
         length = model.objective.model.clip[0]
         most = flags.max_windows or MAX_WINDOWS
         stated = info.frames or round(info.seconds * info.fps)
-        progress = Countdown("eval", min(-(-stated // length), most) if stated else None, "windows")
+        progress = Countdown("eval", min(-(-stated // length), most) if stated else None, "windows", stop)
         try:
             with writing(folder.path):
                 found = reconstruct(
@@ -190,6 +192,8 @@ def _video(arrays, folder, flags) -> _Found:
         finally:
             progress.close()
     except media.MediaError as error:
+        if stop:  # Ctrl-C also reaches the process that decodes
+            raise KeyboardInterrupt from error
         raise UserError(f"--video={flags.video}: {error}") from error
     title = f"{found.windows} windows of {flags.video} ({found.frames:,} frames, {found.seconds:.1f} s)"
     if found.more:

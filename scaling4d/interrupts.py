@@ -13,10 +13,15 @@ from scaling4d import exits
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM sets ``signal_name``; a second SIGINT ends the process with 130."""
+    """While entered, the first SIGINT or SIGTERM sets ``signal_name``; a second SIGINT ends the process with 130.
 
-    def __init__(self) -> None:
+    Args:
+      answer: what the first one is answered with, on stderr.
+    """
+
+    def __init__(self, answer: str = "saving, then stopping") -> None:
         self.signal_name: str | None = None
+        self._answer = answer
         self._previous: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
@@ -38,5 +43,5 @@ class StopRequest:
         first = self.signal_name is None
         self.signal_name = self.signal_name or signal.Signals(number).name
         if first:
-            line = f"\n{self.signal_name}: saving, then stopping (Ctrl-C once more ends at once)"
+            line = f"\n{self.signal_name}: {self._answer} (Ctrl-C once more ends at once)"
             print(line, file=sys.stderr, flush=True)

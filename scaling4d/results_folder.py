@@ -1,12 +1,10 @@
 """Where a command that reads a run puts its results.
 
-Responsible for: refusing to replace what is there, the space it takes, messages that name ``--output``, and an end by
-SIGTERM that leaves nothing half-written. Not responsible for: files that appear at once or not at all
-(``run_folder.py``).
+Responsible for: refusing to replace what is there, the space it takes, and messages that name ``--output``. Not
+responsible for: files that appear at once or not at all (``run_folder.py``).
 """
 
 import contextlib
-import signal
 from collections.abc import Iterable, Iterator
 from typing import IO
 
@@ -55,13 +53,3 @@ def _naming_output() -> Iterator[None]:
         if not isinstance(error.__cause__, OSError):
             raise
         raise UserError(str(error).replace("--model_dir", "--output")) from error.__cause__
-
-
-@contextlib.contextmanager
-def unwound_when_terminated() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that what is half-written is taken away."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,10 +1,5 @@
-import os
-import signal
-import time
-
 import pytest
 
-from scaling4d import results_folder
 from scaling4d.errors import UserError
 from scaling4d.results_folder import ResultsFolder
 
@@ -32,13 +27,3 @@ def test_messages_name_the_flag_of_the_command(tmp_path):
         ResultsFolder(tmp_path / "file" / "folder").write_text("x", "text")
     with pytest.raises(UserError, match="--model_dir is wrong"), ResultsFolder(tmp_path).replacing("x"):
         raise UserError("--model_dir is wrong")  # of what is read meanwhile: not about the folder
-
-
-def test_a_termination_unwinds_and_ctrl_c_still_does_afterwards(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), results_folder.unwound_when_terminated():
-        with ResultsFolder(tmp_path).replacing("x") as file:
-            file.write(b"half")
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
-    assert list(tmp_path.iterdir()) == [] and signal.getsignal(signal.SIGTERM) == before

@@ -1,9 +1,12 @@
 """``scaling4d eval`` on a run that was trained: the same numbers, and videos without the training stack."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import av
 import numpy as np
@@ -157,6 +160,22 @@ def test_a_run_that_does_not_say_what_it_is(copied, capsys):
     (copied / "model.json").unlink()
     assert main.main(["eval", f"--checkpoint={copied}", "--video=a.mp4"]) == 1
     assert "model.json" in capsys.readouterr().err and not (copied / "evals").exists()
+
+
+def test_a_stop_ends_it_cleanly(run, tmp_path, scaling4d):
+    """Ctrl-C also reaches the process that decodes."""
+    video = write_video(tmp_path / "clip.mp4", coded_video(200))
+    (out := tmp_path / "out").mkdir()
+    flags = [f"--checkpoint={run}", f"--video={video}", f"--output={out}"]
+    # A shell's background job, such as this test may be part of, inherits that Ctrl-C is ignored.
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "start_new_session": True}
+    process = scaling4d.start("eval", *flags, **heard)
+    while not list(out.iterdir()) and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 130, output
+    assert "SIGINT: stopping" in output and "Traceback" not in output and list(out.iterdir()) == []
 
 
 def test_a_damaged_video_leaves_nothing(run, tmp_path, capsys):

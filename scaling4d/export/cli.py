@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from scaling4d import exits
 from scaling4d.errors import UserError
+from scaling4d.interrupts import StopRequest
 
 _OVERHEAD = 1024  # bytes of an npz file for the name and header of an array, at most
 
@@ -40,13 +41,18 @@ def main(argv: Sequence[str]) -> int:
     if flags.checkpoint.endswith(".npz"):
         raise UserError(f"--checkpoint={flags.checkpoint} is an npz file already: give the MODEL_DIR of a run")
 
+    with StopRequest("stopping") as stop:
+        return _export(flags, parent or ".", name, stop)
+
+
+def _export(flags: argparse.Namespace, parent: str, name: str, stop: StopRequest) -> int:
     from scaling4d import model_json
     from scaling4d.checkpoint_params import ReadCheckpoint, float32_bytes
     from scaling4d.countdown import Countdown
     from scaling4d.export import released
-    from scaling4d.results_folder import ResultsFolder, unwound_when_terminated
+    from scaling4d.results_folder import ResultsFolder
 
-    folder = ResultsFolder(parent or ".")
+    folder = ResultsFolder(parent)
     if not flags.overwrite:
         folder.check_new([name])
     arrays = ReadCheckpoint(flags.checkpoint, flags.step, flags.ema)
@@ -57,12 +63,11 @@ def main(argv: Sequence[str]) -> int:
     size = float32_bytes(arrays.shapes, names)
     folder.create()
     folder.check_space(size + _OVERHEAD * len(names))
-    progress = Countdown("export", size / 1e6, "MB")
+    progress = Countdown("export", size / 1e6, "MB", stop)
     arrays.on_bytes = lambda done: progress(done / 1e6)
-    progress(0)
     try:
-        with unwound_when_terminated():
-            path = released.save_backbone(folder, name, released.read_backbone(arrays), record)
+        progress(0)
+        path = released.save_backbone(folder, name, released.read_backbone(arrays), record)
     finally:
         progress.close()
     which = "the moving average of step" if arrays.ema else "step"

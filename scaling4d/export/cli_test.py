@@ -1,8 +1,10 @@
 """The command on a checkpoint that the trainer's own writer saved; training itself is in ``tests/export_test.py``."""
 
 import json
+import os
 import pathlib
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -164,3 +166,19 @@ def test_a_checkpoint_that_vanishes_while_it_is_read(run, tmp_path, monkeypatch)
     with pytest.raises(UserError, match="was deleted while it was read"):
         export(copied, tmp_path / "out" / "file.npz")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_leaves_no_file(run, tmp_path, monkeypatch, sent, capsys):
+    restore = ocp.PyTreeCheckpointHandler.restore
+
+    def send_and_restore(self, item, args):
+        if not (tmp_path / "sent").exists():
+            (tmp_path / "sent").touch()
+            os.kill(os.getpid(), sent)
+        return restore(self, item, args=args)
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", send_and_restore)
+    with pytest.raises(KeyboardInterrupt):
+        export(run, tmp_path / "out" / "file.npz")
+    assert f"{sent.name}: stopping" in capsys.readouterr().err and list((tmp_path / "out").iterdir()) == []
