@@ -34,7 +34,7 @@ def backbone_arrays(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
       float32 arrays by name, in the order of a file: for size B the 195 arrays of the released B backbone.
     """
     given = dict(leaves(params))
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, leaf in tree_leaves(params).items():
         layers = np.asarray(given[name]) if leaf.stacked else [np.asarray(given[name])]
         arrays |= dict(zip(leaf.names, layers, strict=True))
@@ -112,7 +112,7 @@ def check_described(arrays: NamedArrays, model: Mapping[str, Any]) -> None:
     """Raises UserError where the arrays are no backbone, or not the one that the run's ``model.json`` describes."""
     found = backbone_architecture(arrays.shapes, arrays.source)
     size = found.size
-    shape = {"width": size.width, "layers": size.layers, "mlp": size.mlp, "heads": size.heads}
+    shape: dict[str, Any] = {"width": size.width, "layers": size.layers, "mlp": size.mlp, "heads": size.heads}
     shape |= {"clip": list(found.clip), "patch": list(found.patch), "qk_norm": found.qk_norm}
     wrong = [key for key, value in shape.items() if model.get(key, value) != value]
     if wrong:
