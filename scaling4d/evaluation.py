@@ -63,7 +63,7 @@ class Evaluator:
                 if stop:
                     return {}, {}
                 host = next(stream)
-                host.pop("bad")
+                del host["bad"], host["source"]
                 # The last batch may reach past the last example: those rows do not count.
                 host["weight"] = host["weight"] * (start + self._slots < self._examples)
                 batch = partitioning.put_batch(host, self._slots, self._sharding, self._batch_size)

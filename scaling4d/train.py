@@ -19,6 +19,7 @@ import numpy as np
 from scaling4d import checkpoints, exits, partitioning, run_records
 from scaling4d.checkpoints import Checkpoints, RestoreCheckpointConfig, SaveCheckpointConfig
 from scaling4d.data.clip_data import ClipData
+from scaling4d.data.resume import Resume
 from scaling4d.errors import UserError
 from scaling4d.evaluation import Evaluator
 from scaling4d.interrupts import StopRequest
@@ -145,9 +146,11 @@ class Run:
         # -- Clips: the stream starts at the next global example --------------------------------------------------
         batch_sharding = self.partitioner.batch_sharding(trainer.mesh)
         slots = partitioning.local_slots(batch_sharding, self.batch_size)
-        stream = stack.enter_context(self.data.train_stream(batch_size=self.batch_size, slots=slots, start=position))
-        if restored:
-            self.data.check_fingerprint(restored.data["fingerprint"], stream.fingerprint, restored.source)
+        resume = restored and Resume(restored.data, restored.source, allow_changes=start.allow_config_changes)
+        stream = self.data.train_stream(batch_size=self.batch_size, slots=slots, start=position, resume=resume)
+        stack.enter_context(stream)
+        for note in stream.notes:
+            say(note)
         evaluator = Evaluator(trainer, self.data, run, self.batch_size, self.eval_examples, self.preview_examples)
 
         # -- Records; metrics that were written after the restored step are cut back ------------------------------
@@ -159,13 +162,9 @@ class Run:
 
         def next_batch() -> dict[str, jax.Array]:
             host = next(stream)
-            counters["bad_clips"] += int((host.pop("bad") != 0).sum())
+            del host["bad"], host["source"]
             return partitioning.put_batch(host, slots, batch_sharding, self.batch_size)
 
-        def stream_state() -> dict[str, Any]:
-            return {"next_example": position, "fingerprint": stream.fingerprint}
-
-        counters: collections.Counter[str] = collections.Counter()
         progress = Progress(total_steps=self.total_steps, batch_size=self.batch_size, start_step=step)
         stack.enter_context(progress)
 
@@ -190,7 +189,8 @@ class Run:
                 if done_step % self.log_period and done_step != self.total_steps:
                     continue
                 metrics = {f"train/{name}": float(value) for name, value in jax.device_get(device_metrics).items()}
-                metrics |= {"data/bad_clips": float(counters["bad_clips"]), **progress.rates()}
+                metrics |= {f"data/{name}": float(count) for name, count in stream.tally.counts.items()}
+                metrics |= progress.rates()
                 check_finite(metrics["train/loss"], done_step, run)
                 writers.write(done_step, metrics)
                 progress.show(metrics)
@@ -208,7 +208,7 @@ class Run:
                 drain(leave=0 if last else STEPS_IN_FLIGHT - 1)
                 if lease.lost:
                     raise UserError(f"{lease.lost_because}; this trainer ends without writing more")
-                saver.save(step, state, stream_state(), force=last or bool(stop))
+                saver.save(step, state, stream.state(position), force=last or bool(stop))
                 if not stop and (last or (self.eval_period and step % self.eval_period == 0)):
                     drain(leave=0)
                     with progress.paused():
@@ -220,7 +220,7 @@ class Run:
         # -- The end -----------------------------------------------------------------------------------------------
         drain(leave=0)
         if step > first_step:
-            saver.save(step, state, stream_state(), force=True)
+            saver.save(step, state, stream.state(position), force=True)
         saver.wait()
         writers.flush()
         progress.close()

@@ -28,8 +28,12 @@ MAY_CHANGE: tuple[str, ...] = (
     # how the work is laid out on devices and threads
     "Partitioner.*",
     "VideoMAE.remat",
-    # where the clips lie; that they are the same clips is checked by the fingerprint in the checkpoint
+    # where the clips lie; that they are the same clips, at the same rates, is checked by the plan in the checkpoint
+    "ClipData.task",
     "ClipData.directory",
+    # clips that are not used, and how many bad ones are borne
+    "ClipData.blocked",
+    "ClipData.max_bad_share",
     "ClipData.threads",
     "ClipData.prefetch",
 )

@@ -1,19 +1,22 @@
 """The n-th example of a run, whatever happens to its record.
 
-Responsible for: going from a global index to pixels (order, read, decode) and for what stands in for a bad record, so
-that every index always gives exactly one example and no batch ever shifts. Pure Python: usable without TensorFlow.
-Not responsible for: threads, batches and prefetching (``source.py`` and ``stream.py``).
+Responsible for: going from a global index to pixels (plan, order, read, decode) and for what stands in for a record
+that is bad or blocked, so that every index always gives exactly one example and no batch ever shifts. Pure Python:
+usable without TensorFlow. Not responsible for: threads, batches and prefetching (``source.py`` and ``stream.py``).
 """
 
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from scaling4d.data.decode import BadClip, ClipSettings, decode_clip
-from scaling4d.data.order import Draws, Order, epoch_and_record, substitute_record
+from scaling4d.data.decode import BadClip, ClipSettings, decode_clips
+from scaling4d.data.mixture import DataSet, Plan, Share
+from scaling4d.data.order import BLOCK_RECORDS, Draws, Order, epoch_and_record, substitute_record
 from scaling4d.data.records import BadRecord, RecordSource
 
-GOOD, BAD_READ, BAD_DECODE = 0, 1, 2
+GOOD, BAD_READ, BAD_DECODE, BLOCKED = range(4)
 SUBSTITUTE_TRIES = 3
 
 
@@ -23,33 +26,88 @@ class Clip:
 
     video: uint8 [frames, size, size, 3].
     weight: 1, or 0 where no record could be used and the video is zeros.
-    bad: why the record that belonged here was not used: 0 it was, 1 reading or CRC, 2 decoding.
+    bad: why the record that belonged here was not used: 0 it was, 1 reading or CRC, 2 decoding, 3 source is blocked.
+    source: the data set it belongs to, by its place in the plan.
     """
 
     video: np.ndarray
     weight: float
     bad: int
+    source: int = 0
+
+
+class _Blocked(Exception):
+    """A record whose source may not be used."""
+
+
+class ClipLoader:
+    """Examples of a plan by their global index; ``load`` may be called from any thread.
+
+    A record that is bad or blocked is replaced by another one of the same data set that depends only on the seed and
+    the draw; after three that cannot be used either the video is zeros with weight 0. The augmentation's random numbers
+    are those of the index, whichever record is used.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        records: Sequence[RecordSource],
+        *,
+        seed: int,
+        order: Order,
+        settings: ClipSettings,
+        block_records: int = BLOCK_RECORDS,
+        blocked: frozenset[bytes] = frozenset(),
+        on_bad: Callable[[int, int], None] = lambda source, record: None,
+    ):
+        """``records``: of the data sets of the plan's last segment, in its order; examples before that segment cannot
+        be loaded. blocked: sources whose records are not used. on_bad: told data set and record of what is bad."""
+        self.settings = settings
+        self._plan, self._records, self._seed, self._order = plan, list(records), seed, order
+        self._block_records, self._blocked, self._on_bad = block_records, blocked, on_bad
+
+    def load(self, indices: Sequence[int]) -> list[Clip]:
+        """The examples of global indices; neighbours that share a draw are decoded in one pass."""
+        clips: list[Clip] = []
+        for (source, draw), group in itertools.groupby(indices, self._plan.locate):
+            clips += self._load_draw(source, draw, list(group))
+        return clips
+
+    def _load_draw(self, source: int, draw: int, indices: list[int]) -> list[Clip]:
+        share, records = self._plan.segments[-1].shares[source], self._records[source]
+        bad = GOOD
+        for attempt in range(SUBSTITUTE_TRIES + 1):
+            record = self._record(share, draw, attempt)
+            try:
+                videos = self._videos(records, record, indices)
+                return [Clip(video, 1.0, bad, source) for video in videos]
+            except BadRecord:
+                bad = bad or BAD_READ
+            except BadClip:
+                bad = bad or BAD_DECODE
+            except _Blocked:
+                bad = bad or BLOCKED
+            if not attempt and bad != BLOCKED:
+                self._on_bad(source, record)
+        size = self.settings.size
+        return [Clip(np.zeros((self.settings.frames, size, size, 3), np.uint8), 0.0, bad, source) for _ in indices]
+
+    def _record(self, share: Share, draw: int, attempt: int) -> int:
+        if attempt:
+            return substitute_record(self._seed, draw, share.clips, attempt, share.key)
+        return epoch_and_record(self._seed, draw, share.clips, self._order, share.key, self._block_records)[1]
+
+    def _videos(self, records: RecordSource, record: int, indices: list[int]) -> list[np.ndarray]:
+        fields = records.read(record)
+        if self._blocked and fields.get("source") in self._blocked:
+            raise _Blocked
+        video, frames = fields.get("video"), fields.get("frames")
+        if not isinstance(video, bytes) or not isinstance(frames, int):
+            raise BadClip("the record lacks 'video' or 'frames'")
+        return decode_clips(video, frames, self.settings, [Draws(self._seed, index) for index in indices])
 
 
 def load_clip(records: RecordSource, index: int, *, seed: int, order: Order, settings: ClipSettings) -> Clip:
-    """Example ``index`` of the stream over ``records``.
-
-    A bad record is replaced by another one that depends only on (seed, index); after three bad substitutes the video
-    is zeros with weight 0. The augmentation's random numbers are those of the index, whichever record is used.
-    """
-    _, record = epoch_and_record(seed, index, len(records), order)
-    bad = GOOD
-    for attempt in range(SUBSTITUTE_TRIES + 1):
-        if attempt:
-            record = substitute_record(seed, index, len(records), attempt)
-        try:
-            fields = records.read(record)
-            video, frames = fields.get("video"), fields.get("frames")
-            if not isinstance(video, bytes) or not isinstance(frames, int):
-                raise BadClip("the record lacks 'video' or 'frames'")
-            return Clip(decode_clip(video, frames, settings, Draws(seed, index)), 1.0, bad)
-        except BadRecord:
-            bad = bad or BAD_READ
-        except BadClip:
-            bad = bad or BAD_DECODE
-    return Clip(np.zeros((settings.frames, settings.size, settings.size, 3), np.uint8), 0.0, bad)
+    """Example ``index`` of the stream over one data set alone."""
+    plan = Plan.fresh([DataSet("clips", len(records), "")], seed=seed)
+    return ClipLoader(plan, [records], seed=seed, order=order, settings=settings).load([index])[0]

@@ -13,7 +13,7 @@ for a clip of 16 x 224 x 224 where converting whole frames first takes 13.3 to 1
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -139,28 +139,35 @@ def decode_clip(data: bytes, stored: int, settings: ClipSettings, draws: Draws) 
 
     Raises BadClip when the video is not what ingest writes, is larger than the bounds, or breaks.
     """
+    return decode_clips(data, stored, settings, [draws])[0]
+
+
+def decode_clips(data: bytes, stored: int, settings: ClipSettings, draws: Sequence[Draws]) -> list[np.ndarray]:
+    """One example for each of ``draws``, as ``decode_clip`` gives it, from one pass over the video; raises BadClip."""
     if not 1 <= stored <= MAX_FRAMES:
         raise BadClip(f"the record says {stored} frames; at most {MAX_FRAMES} are read")
-    window = frame_window(stored, settings, draws)
-    places: dict[int, list[int]] = {}
-    for place, number in enumerate(window):
-        places.setdefault(number, []).append(place)
-    out = np.empty((settings.frames, settings.size, settings.size, 3), np.uint8)
-    crop = None
-    for number, frame in _decode_frames(data, frozenset(places)):
-        if number in places:
-            if crop is None:
-                crop = crop_box(frame.width, frame.height, settings, draws)
+    windows = [frame_window(stored, settings, one) for one in draws]
+    wanted = set().union(*windows)
+    outs = [np.empty((settings.frames, settings.size, settings.size, 3), np.uint8) for _ in draws]
+    crops: list[Crop] = []
+    for number, frame in _decode_frames(data, frozenset(wanted)):
+        if number in wanted:
+            if not crops:
+                crops = [crop_box(frame.width, frame.height, settings, one) for one in draws]
                 width, height = frame.width, frame.height
             if (frame.width, frame.height) != (width, height):
                 raise BadClip("frames change size inside the clip")
-            first, *more = places.pop(number)
-            _pixels(frame, crop, out[first])
-            for place in more:
-                out[place] = out[first]
-        if not places:
-            return out
-    raise BadClip(f"the video ends before frame {max(places)}; the record says {stored} frames")
+            wanted.remove(number)
+            for window, crop, out in zip(windows, crops, outs, strict=True):
+                places = [place for place, one in enumerate(window) if one == number]
+                for nth, place in enumerate(places):
+                    if nth:
+                        out[place] = out[places[0]]
+                    else:
+                        _pixels(frame, crop, out[place])
+        if not wanted:
+            return outs
+    raise BadClip(f"the video ends before frame {max(wanted)}; the record says {stored} frames")
 
 
 def _decode_frames(data: bytes, wanted: frozenset[int]) -> Iterator[tuple[int, av.VideoFrame]]:

@@ -20,6 +20,7 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,7 @@ class Plan:
 
     @classmethod
     def each_once(cls, sets: Sequence[DataSet]) -> "Plan":
-        """Every clip of every data set once, in a fixed shuffle over the data sets; for evaluation."""
+        """Every clip of every data set once, then again, in a fixed shuffle over the data sets; for evaluation."""
         sets = _checked(sets)
         if len(sets) == 1:
             return cls.fresh(sets, seed=0)
@@ -255,8 +256,8 @@ def _segment_key(seed: int, start: int) -> int:
     return derive_key(seed, MIXTURE_KEY, start)
 
 
-def _drawn(segment: Segment) -> dict[str, tuple[int, int]]:
-    return {share.records: (share.clips, share.draws) for share in segment.shares}
+def _drawn(segment: Segment) -> dict[str, Fraction]:
+    return {share.records: Fraction(share.draws, segment.block) for share in segment.shares}
 
 
 def _key(records: str) -> int:

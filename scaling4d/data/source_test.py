@@ -107,9 +107,15 @@ def test_a_folder_without_clips_is_named_when_the_task_is_used(tmp_path):
 
 
 def test_a_stream_of_something_else_is_refused(task):
-    seqio.MixtureRegistry.add("source_test_mixture", [("source_test", 1.0)])
-    with pytest.raises(UserError, match="'source_test_mixture' is no task that reads clips"):
-        ClipStream(task="source_test_mixture", split="train", settings=SETTINGS, seed=2, batch_size=2)
+    def numbers(split, shuffle_files, seed=None):
+        return tf.data.Dataset.range(3)
+
+    source = seqio.FunctionDataSource(numbers, splits=["train"])
+    seqio.TaskRegistry.add("source_test_other", source=source, output_features=task.output_features)
+    seqio.MixtureRegistry.add("source_test_mixed", [("source_test", 1.0), ("source_test_other", 1.0)])
+    for name in ("source_test_other", "source_test_mixed"):
+        with pytest.raises(UserError, match="'source_test_other' is no task that reads clips"):
+            ClipStream(task=name, split="train", settings=SETTINGS, seed=2, batch_size=2)
 
 
 def test_accelerators_are_hidden_from_tensorflow():

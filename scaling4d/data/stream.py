@@ -1,14 +1,15 @@
 """The endless stream of training batches of one host.
 
-Responsible for: batches from a registered task at any position, prefetched, and for ending cleanly. Not responsible
-for: which slots a host reads (the caller takes them from its batch sharding), nor where the stream stands: after n
-batches it is at ``start + n * batch_size``, one number that the caller keeps.
+Responsible for: batches from a registered task or mixture at any position, prefetched, what a checkpoint keeps of it,
+and for ending cleanly. Not responsible for: which slots a host reads (the caller takes them from its batch sharding),
+nor where the stream stands: after n batches it is at ``start + n * batch_size``, one number that the caller keeps.
 
 Importing this module is cheap; making a ``ClipStream`` imports TensorFlow and seqio (8 seconds, once a process).
 """
 
 import atexit
 import functools
+import hashlib
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from scaling4d.data.blocked import read_block_list
+from scaling4d.data.clips import ClipLoader
 from scaling4d.data.cores import usable_cores
 from scaling4d.data.decode import ClipSettings
-from scaling4d.data.order import ORDER_VERSION, Order
+from scaling4d.data.mixture import DataSet, Plan
+from scaling4d.data.order import BLOCK_RECORDS, ORDER_VERSION, WINDOW_BLOCKS, Order
+from scaling4d.data.resume import Resume, block_lists, continued
+from scaling4d.data.tally import Tally
 from scaling4d.errors import UserError
 
 
@@ -29,12 +35,22 @@ class ClipStream:
       video uint8 [n, frames, size, size, 3], RGB
       index uint32 [n, 2], high and low word of the global example index
       weight float32 [n], 0 for a clip of zeros that stands in for bad records
-      bad int32 [n], 0 good, 1 the record could not be read, 2 it could not be decoded (another clip stands in)
+      bad int32 [n], 0 good; else another clip stands in: 1 the record could not be read, 2 it could not be decoded,
+        3 its source is blocked
+      source int32 [n], the data set: its place in ``sources``
 
     Slot s of the batch that starts at global example g is example g + s, whichever host reads it.
 
     A process that ends while an iterator over a Python function is alive hangs or aborts in its destructor, so the
     stream closes itself at exit; ``close`` or a ``with`` block does it earlier.
+
+    Attributes:
+      sources: names of the data sets; for a new run sorted, as in ``seqio.get_mixture_or_task(task).tasks``.
+      num_examples: clips in all of them.
+      plan: which data set and draw each example is.
+      fingerprint: what an example depends on, apart from the plan.
+      tally: counts of what was read.
+      notes: lines that say what changed at a resume.
     """
 
     def __init__(
@@ -48,15 +64,25 @@ class ClipStream:
         slots: Sequence[int] | None = None,
         start: int = 0,
         order: Order = "shuffled",
+        block_records: int = BLOCK_RECORDS,
+        repeats: int = 1,
+        blocked: str = "",
+        max_bad_share: float = 1.0,
+        resume: Resume | None = None,
         threads: int | None = None,
         prefetch: int = 2,
     ):
         """Starts reading at once.
 
-        task: a name in seqio's registry (see ``tasks.register_clips``). slots: the places in the global batch to read;
-        None for all. start: index of the first example of the first batch. order: ``sequential`` for evaluation.
-        threads: clips decoded at the same time, None for as many as there are cores. prefetch: batches kept ready.
-        Raises UserError when the task, split or a value cannot be used.
+        task: a task or mixture in seqio's registry (see ``tasks.py``). slots: the places in the global batch to read;
+        None for all. start: index of the first example of the first batch. order: see ``order.Order``; ``sequential``
+        is for evaluation, of a mixture it takes every clip once, whatever the rates. block_records: neighbours that
+        the order ``blocks`` keeps together. repeats: examples in a row from one record, each with its own random
+        numbers. blocked: a text file of sources not to use. max_bad_share: of clips that cannot be read or decoded;
+        more end the stream with a UserError. resume: the checkpoint that ``start`` is from. threads: clips decoded at
+        the same time, None for as many as there are cores. prefetch: batches kept ready.
+
+        Raises UserError when the task, split or a value cannot be used, or the data are not those of ``resume``.
         """
         slots = tuple(range(batch_size)) if slots is None else tuple(int(slot) for slot in slots)
         if batch_size < 1 or not slots or min(slots) < 0 or max(slots) >= batch_size:
@@ -67,42 +93,69 @@ class ClipStream:
             raise UserError(f"start = {start}: must be 0 to 2**62")
         if threads is not None and threads < 1:
             raise UserError(f"threads = {threads}: must be 1 or more, or None for one a core")
+        if block_records < 1:
+            raise UserError(f"block_records = {block_records}: must be 1 or more")
+        if not 0 <= max_bad_share <= 1:
+            raise UserError(f"max_bad_share = {max_bad_share}: must be 0 to 1")
         threads = threads or usable_cores()
+        block_list = read_block_list(blocked)
 
-        from scaling4d.data.source import ClipSource, StreamPosition
+        from scaling4d.data.source import StreamPosition, data_sets, find_provider, stream_of_examples, tasks_of
         from scaling4d.data.tensorflow_setup import seqio, tf
 
-        provider = _find_task(seqio, task)
-        source = getattr(provider, "source", None)  # a mixture has none
-        if not isinstance(source, ClipSource):
-            raise UserError(f"{task!r} is no task that reads clips (its source must be a data.source.ClipSource)")
-        self.num_examples: int = len(source.records(split))
+        provider = find_provider(task)
+        sets = data_sets(provider, split, skip=order == "sequential" and isinstance(provider, seqio.Mixture))
+        if not sets:
+            raise UserError(f"no data set of {task!r} holds clips in split {split!r}")
+        plan = Plan.each_once(sets) if order == "sequential" else Plan.fresh(sets, seed=seed, repeats=repeats)
+        self.num_examples: int = sum(one.clips for one in sets)
         self.fingerprint: dict[str, Any] = {
             "task": task,
             "split": split,
             "clips": self.num_examples,
-            "records": source.manifest.fingerprint(),
-            "order": order,
+            "records": _digest(sets),
+            "order": order if order != "blocks" else f"blocks of {block_records} x {WINDOW_BLOCKS}",
             "order_version": ORDER_VERSION,
             "seed": seed,
         }
+        self.notes: list[str] = []
+        if resume:
+            plan, self.notes = continued(resume, plan, self.fingerprint, start)
+        self._block_lists, notes = block_lists(resume, block_list, start)
+        self.notes += notes
+        self.plan, self.sources = plan, plan.names
+        by_name = {one.name: one.source for one in tasks_of(provider)}
+        opened = [by_name[name] for name in plan.names]
+        self.tally = Tally(max_bad_share, lambda source, record: opened[source].file_of(split, record))
+        loader = ClipLoader(
+            plan,
+            [source.records(split) for source in opened],
+            seed=seed,
+            order=order,
+            settings=settings,
+            block_records=block_records,
+            blocked=block_list.sources,
+            on_bad=self.tally.saw_bad,
+        )
         position = StreamPosition(
             start=start,
             batch_size=batch_size,
             slots=slots,
-            seed=seed,
-            order=order,
-            settings=settings,
             threads=threads,
+            loader=loader,
+            repeats=repeats,
         )
-        dataset = provider.get_dataset(
-            split=split,
-            shuffle=order == "shuffled",
-            seed=seed,
-            shard_info=position,
-            trim_output_features=False,
-            try_in_mem_cache=False,
-        )
+        if isinstance(provider, seqio.Mixture):
+            dataset = stream_of_examples(position, loader)
+        else:  # through seqio, for the task's preprocessors and checks
+            dataset = provider.get_dataset(
+                split=split,
+                shuffle=order != "sequential",
+                seed=seed,
+                shard_info=position,
+                trim_output_features=False,
+                try_in_mem_cache=False,
+            )
         dataset = dataset.batch(len(slots), drop_remainder=True).prefetch(prefetch)
         options = tf.data.Options()
         options.threading.private_threadpool_size = threads + 2
@@ -112,6 +165,15 @@ class ClipStream:
         self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))
         atexit.register(self._at_exit)
 
+    def state(self, next_example: int) -> dict[str, Any]:
+        """What a checkpoint keeps, as JSON: the index of the next example and what it counts in."""
+        return {
+            "next_example": next_example,
+            "fingerprint": self.fingerprint,
+            "plan": self.plan.to_json(),
+            "blocked": self._block_lists,
+        }
+
     def __iter__(self) -> "ClipStream":
         return self
 
@@ -119,7 +181,9 @@ class ClipStream:
         with self._lock:
             if self._iterator is None:
                 raise StopIteration
-            return next(self._iterator)
+            batch = next(self._iterator)
+            self.tally.saw_batch(batch["bad"])
+            return batch
 
     def close(self) -> None:
         """Stops reading and frees the threads; the stream then ends. May be called again."""
@@ -140,8 +204,7 @@ def _close_if_alive(reference: "weakref.ref[ClipStream]") -> None:
         stream.close()
 
 
-def _find_task(seqio, name: str):
-    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
-    if name not in known:
-        raise UserError(f"no task named {name!r}; registered: {', '.join(sorted(known)) or 'none'}")
-    return seqio.get_mixture_or_task(name)
+def _digest(sets: Sequence[DataSet]) -> str:
+    """One fingerprint for the records of all data sets; that of a data set alone is its own."""
+    records = sorted(one.records for one in sets)
+    return records[0] if len(records) == 1 else hashlib.sha256(" ".join(records).encode()).hexdigest()[:32]

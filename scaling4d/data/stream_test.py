@@ -50,6 +50,7 @@ def test_a_batch_is_what_it_says(task, clip_set):
         "index": ((8, 2), np.uint32),
         "weight": ((8,), np.float32),
         "bad": ((8,), np.int32),
+        "source": ((8,), np.int32),
     }
     records = open_split(clip_set, read_manifest(clip_set), "train")
     for slot in range(BATCH):

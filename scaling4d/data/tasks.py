@@ -1,11 +1,14 @@
 """Data sets of clips by name, in seqio's registry.
 
-Responsible for: registering a folder of clip records as a ``seqio.Task``. Not responsible for: how examples are read
-(``source.py``). A package outside the repository adds its data set by calling ``register_clips`` when it is imported.
+Responsible for: registering a folder of clip records as a ``seqio.Task``, and several with rates as a
+``seqio.Mixture``. Not responsible for: how examples are read (``source.py``). A package outside the repository adds its
+data set by calling ``register_clips`` when it is imported.
 """
 
+import math
 import os
 import pathlib
+from collections.abc import Mapping
 
 from scaling4d.data.decode import ClipSettings
 from scaling4d.data.source import ClipSource
@@ -36,6 +39,37 @@ def register_clips(name: str, directory: str | os.PathLike, settings: ClipSettin
         )
     except ValueError as error:
         raise UserError(f"{name!r} cannot be a task name: {error}") from error
+
+
+def register_mixture(name: str, parts: Mapping[str, tuple[str | os.PathLike, float]]) -> seqio.Mixture:
+    """Registers the seqio Mixture ``name`` of data sets: their names, each with its folder and rate.
+
+    An empty folder stands for a name that is registered already (a task or a mixture). Registering the same again is
+    fine; anything else under the same name raises UserError.
+    """
+    if not parts:
+        raise UserError(f"the mixture {name!r} has no data sets: write {{'NAME': ('FOLDER', RATE), ...}}")
+    for part, (directory, rate) in parts.items():
+        if not (math.isfinite(rate) and rate > 0):
+            raise UserError(f"the rate of data set {part!r} is {rate}: must be above 0; or leave it out")
+        if directory:
+            register_clips(part, directory)
+        elif part not in [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]:
+            raise UserError(f"data set {part!r} has no folder and no task of that name is registered: give one")
+    rates = {part: float(rate) for part, (_, rate) in parts.items()}
+    if name in seqio.MixtureRegistry.names():
+        mixture = seqio.MixtureRegistry.get(name)
+        if dict(mixture.rate_per_task_name) != rates:
+            raise UserError(
+                f"the mixture name {name!r} is already taken, with other data sets or rates; choose another"
+            )
+        return mixture
+    if name in seqio.TaskRegistry.names():
+        raise UserError(f"{name!r} is a data set and cannot be the mixture's name too; change --gin.ClipData.task")
+    try:
+        return seqio.MixtureRegistry.add(name, list(rates.items()))
+    except ValueError as error:
+        raise UserError(f"{name!r} cannot be a mixture's name: {error}; change --gin.ClipData.task") from error
 
 
 def _real(directory: str | os.PathLike) -> pathlib.Path:
