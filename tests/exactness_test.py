@@ -51,8 +51,7 @@ CASES = {
     "twelve layers, twelve heads": Case(48, 12, 12, bytes=False),
     "depth, eleven layers, twelve heads": Case(48, 11, 12, clip=(4, 48, 16), readout=True),
     "one layer": Case(24, 1, 4, clip=(2, 16, 16), bytes=False, batch=3),
-    "qk_norm": Case(24, 5, 4, clip=(4, 16, 48), qk_norm=True, depths=(0.95,)),
-    "depth, qk_norm": Case(24, 3, 2, clip=(4, 16, 32), readout=True, qk_norm=True, bytes=False),
+    "depth, qk_norm": Case(24, 5, 2, clip=(4, 16, 32), readout=True, qk_norm=True, bytes=False),
     "larger clip": Case(24, 3, 4, clip=(4, 32, 32), shown=(8, 48, 80), depths=(0.95,)),
     "depth, clip of another shape": Case(24, 3, 4, clip=(8, 32, 48), readout=True, shown=(12, 48, 32), batch=2),
 }

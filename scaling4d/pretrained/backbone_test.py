@@ -65,7 +65,7 @@ def test_features_are_the_tap_resized_in_time(model):
 # No block after the tap is run.
 
 
-@pytest.mark.parametrize("tap", [0, 1, 2, 4, 5])
+@pytest.mark.parametrize("tap", [0, 1, 4])
 def test_a_tap_is_that_of_the_list(model, tap):
     video = clips(2)
     one = jax.jit(lambda params, video: tap_at(model.module, params, video, tap))(model.params, video)
@@ -78,7 +78,7 @@ def from_block_on(params: dict, first: int, value: float) -> dict:
     return params | {"processor": {"trunk": trunk}}
 
 
-@pytest.mark.parametrize("tap, blocks", [(0, 0), (1, 0), (3, 2), (5, 4), (-1, 4), (-3, 2)])
+@pytest.mark.parametrize("tap, blocks", [(1, 0), (3, 2), (-1, 4)])
 def test_parameters_after_the_tap_do_not_matter(model, tap, blocks):
     video = clips(1)
     run = jax.jit(lambda params: tap_at(model.module, params, video, tap))
@@ -138,7 +138,7 @@ def test_gradients_are_the_slopes(model):
 
 
 def test_gradients_are_those_of_the_whole_list(model):
-    """Through all blocks and the list of taps instead of through the branches; recomputed blocks give the same."""
+    """Through all blocks and the list of taps instead of through the branches."""
     video = clips(2)
 
     def along_tap(params):
@@ -147,18 +147,17 @@ def test_gradients_are_those_of_the_whole_list(model):
     def along_list(params):
         return jnp.mean(model.module.apply({"params": params}, video)[4] ** 2)
 
-    recomputing = model.module.clone(remat="full")
-
-    def recomputed(params):
-        return jnp.mean(tap_at(recomputing, params, video, 4) ** 2)
-
     with jax.default_matmul_precision("highest"):
-        ours, theirs, again = (jax.jit(jax.grad(loss))(model.params) for loss in (along_tap, along_list, recomputed))
-    for a, b, c in zip(*(jax.tree.leaves(tree) for tree in (ours, theirs, again)), strict=True):
+        ours, theirs = (jax.jit(jax.grad(loss))(model.params) for loss in (along_tap, along_list))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max() + 1e-7)
-        np.testing.assert_allclose(a, c, atol=1e-4 * np.abs(c).max() + 1e-7)
-    assert "remat" in str(jax.make_jaxpr(jax.grad(recomputed))(model.params))
-    assert "remat" not in str(jax.make_jaxpr(jax.grad(along_tap))(model.params))
+
+
+@pytest.mark.parametrize("remat, recomputes", [("none", False), ("full", True), ("dots", True)])
+def test_the_setting_that_recomputes_blocks_is_followed(remat, recomputes, model):
+    module = model.module.clone(remat=remat)
+    gradient = jax.grad(lambda params: tap_at(module, params, clips(1), 4).sum())
+    assert ("remat" in str(jax.make_jaxpr(gradient)(model.params))) == recomputes
 
 
 def test_ten_lines_of_optax_fine_tune_it(model):
@@ -204,12 +203,11 @@ def test_eight_devices_give_what_one_gives(mesh_shape, model, path):
     assert shard_shape(sharded.params["encoder"]["posenc"]["embeddings"]) == (2, 2, 3, 32 // data)
     assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(sharded.params))
     assert jax.tree.all(jax.tree.map(np.array_equal, sharded.params, model.params))
-    for batch in (8, 3):
-        video = clips(batch)
-        assert sharded.put(video).addressable_shards[0].data.shape[0] == (batch if batch % data else batch // data)
-        for ours, theirs in zip(sharded(video), model(video), strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
-    ours, theirs = sharded.features(clips(8)), model.features(clips(8))
+    assert shard_shape(sharded.put(clips(8)))[0] == 8 // data
+    for ours, theirs in zip(sharded(clips(8)), model(clips(8)), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+    assert shard_shape(sharded.put(clips(3)))[0] == 3  # does not divide
+    ours, theirs = sharded.features(clips(3)), model.features(clips(3))
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
@@ -258,12 +256,12 @@ def test_a_video_that_does_not_fit_is_refused_in_one_line(video, words, model):
 
 
 def test_videos_of_every_kind_of_float_are_taken(model):
-    video = clips(1)
-    wanted = np.asarray(model.features(video))
-    for kind in (np.float64, np.float16, jnp.bfloat16):
-        given = (video / 255).astype(kind)
-        for one in (given, jnp.asarray(given)):
-            assert np.abs(model.features(one) - wanted).max() < 0.02 * np.abs(wanted).max()
+    video = clips(1) / 255
+    for kind in (np.float64, np.float32, np.float16, jnp.bfloat16):
+        for given in (video.astype(kind), jnp.asarray(video.astype(kind)), video.astype(kind).tolist()):
+            np.testing.assert_allclose(np.asarray(model.put(given), np.float32), video, atol=0.004)
+    wanted = np.asarray(model.features(clips(1)))
+    assert np.abs(model.features(video.astype(jnp.bfloat16)) - wanted).max() < 0.02 * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,8 @@ class CheckpointArrays:
         with self._one_line():
             trees = self._handler.metadata(self._item).tree
         if ema and trees.get("ema") is None:
-            raise UserError(f"{self.source} holds no moving average: the run had train.ema_decay = 0; leave out --ema")
+            raise UserError(f"{self.source} holds no moving average: the run had train.ema_decay = 0; do without "
+                            "--ema (ema=True)")
         self._tree = "ema" if ema else "params"
         tree = trees.get(self._tree)
         if not tree:

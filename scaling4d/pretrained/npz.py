@@ -10,6 +10,7 @@ trusted before they are unpacked. An array's checksum is compared when the array
 """
 
 import dataclasses
+import errno
 import math
 import os
 import re
@@ -33,10 +34,11 @@ _LARGEST_HEADER = 10_000
 """Bytes of an array's header; NumPy's own limit for files that are not trusted."""
 _MAGIC = tuple(b"\x93NUMPY" + bytes((version, 0)) for version in (1, 2, 3))
 _HEADER = re.compile(
-    r"\{'descr': '([^']{1,20})', *'fortran_order': (True|False), *'shape': \(((?:\d{1,15}, *)*(?:\d{1,15})?)\),? *\}\s*"
+    r"\{'descr': '([^']{1,20})', *'fortran_order': (True|False), *"
+    r"'shape': \(((?:[1-9]\d{0,14}, *){0,9}(?:[1-9]\d{0,14})?)\),? *\}\s*"
 )
 _KEY = re.compile(r"[A-Za-z0-9_./-]{1,200}")
-_NUMBERS = {"f2": "float16", "f4": "float32", "f8": "float64"}
+_FLOATS = re.compile(r"[<>=|]?f[248]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +69,11 @@ class NpzArrays:
             if _END.unpack(file.read(_END.size)) != (len(archive.infolist()),):
                 # zipfile does not count: with one wrong length, whole blocks would be gone without a word.
                 raise UserError(f"{self.source}: damaged: its directory does not list as many arrays as it says")
-            stated = sum(info.file_size for info in archive.infolist())
-            if stated > os.path.getsize(self.source):  # members that overlap, or lie about their size
+            size = os.path.getsize(self.source)
+            if sum(info.file_size for info in archive.infolist()) > size:  # members overlap, or lie about their size
                 raise UserError(f"{self.source}: damaged: its arrays are said to be larger than the file")
             for info in archive.infolist():
-                member = self._checked(file, info)
+                member = self._checked(file, size, info)
                 name = canonical_name(member.key)
                 if name in self._members:
                     raise UserError(f"{self.source}: '{member.key}' is there twice")
@@ -88,19 +90,19 @@ class NpzArrays:
         if zlib.crc32(array, crc) != member.crc:
             raise UserError(f"{self.source}: '{member.key}' is damaged: its checksum does not fit")
         with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
-            array = np.ascontiguousarray(array.reshape(member.shape, order=member.order), np.float32)
+            array = np.asarray(array.reshape(member.shape, order=member.order), np.float32, order="C")
         if not np.isfinite(array).all():
             raise UserError(f"{self.source}: '{member.key}' holds values that are not finite (NaN or infinity)")
         return array
 
-    def _checked(self, file: IO[bytes], info: zipfile.ZipInfo) -> _Member:
+    def _checked(self, file: IO[bytes], size: int, info: zipfile.ZipInfo) -> _Member:
         """The member that a line of the archive's directory points to; raises UserError where weights have no such."""
         key = info.filename.removesuffix(".npy")
         if key == info.filename or not _KEY.fullmatch(key):
             raise UserError(f"{self.source}: {info.filename[:200]!r} is not the name of an array")
         if info.compress_type != zipfile.ZIP_STORED:
             raise UserError(f"{self.source}: '{key}' is compressed; write the file again with numpy.savez")
-        file.seek(info.header_offset)
+        file.seek(min(max(info.header_offset, 0), size))
         local = file.read(_LOCAL_HEADER.size)
         if len(local) < _LOCAL_HEADER.size or not local.startswith(b"PK\3\4"):
             raise UserError(f"{self.source}: damaged: '{key}' is not where the file says")
@@ -115,9 +117,8 @@ class NpzArrays:
         kind, fortran_order, sizes = found.groups()
         if "O" in kind:
             raise UserError(f"{self.source}: '{key}' holds Python objects; those are never loaded")
-        if kind.lstrip("<>=|") not in _NUMBERS:
-            allowed = ", ".join(_NUMBERS.values())
-            raise UserError(f"{self.source}: '{key}' has type {kind!r}; weights are {allowed}")
+        if not _FLOATS.fullmatch(kind):
+            raise UserError(f"{self.source}: '{key}' has type {kind!r}; weights are float16, float32 or float64")
         dtype, shape = np.dtype(kind), tuple(int(size) for size in sizes.split(",") if size.strip())
         if header_bytes + math.prod(shape) * dtype.itemsize != info.file_size:
             raise UserError(f"{self.source}: '{key}' has not as many bytes as its shape {shape} says")
@@ -133,6 +134,8 @@ class NpzArrays:
         except FileNotFoundError:
             raise UserError(f"{self.source}: no such file") from None
         except OSError as error:
+            if error.errno == errno.EINVAL:  # an offset before the beginning
+                raise UserError(f"{self.source}: damaged: its directory is not there") from error
             raise UserError(f"{self.source}: cannot be read ({error.strerror or error})") from error
         except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
             is_no_archive = str(error).startswith("File is not a zip")

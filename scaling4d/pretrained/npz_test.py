@@ -104,8 +104,9 @@ def test_every_version_of_the_header_is_read(version, tmp_path):
 
 def test_a_shape_without_axes_is_read(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.float32(3))
-    assert NpzArrays(tmp_path / "a.npz").shapes == {"x": ()}
-    assert NpzArrays(tmp_path / "a.npz").read("x") == 3
+    arrays = NpzArrays(tmp_path / "a.npz")
+    assert arrays.shapes == {"x": ()}
+    assert arrays.read("x").shape == () and arrays.read("x") == 3
 
 
 # Types that are no weights.
@@ -148,7 +149,7 @@ OTHER_TYPES = {
 
 @pytest.mark.parametrize("array", OTHER_TYPES.values(), ids=OTHER_TYPES.keys())
 def test_other_types_are_refused(array, tmp_path):
-    words = ["is not an array of numbers"] if array.dtype.names else ["has type", "float16, float32, float64"]
+    words = ["is not an array of numbers"] if array.dtype.names else ["has type", "float16, float32 or float64"]
     refused(with_member(tmp_path / "a.npz", npy(array)), KEY, *words)
 
 
@@ -185,6 +186,8 @@ HEADERS = {
     "negative": GOOD_HEADER.replace("(4, 3)", "(-4, -3)"),
     "true": GOOD_HEADER.replace("(4, 3)", "(True, 12)"),
     "wider type": GOOD_HEADER.replace("<f4", "<f8"),
+    "two orders of bytes": GOOD_HEADER.replace("<f4", "<>f4"),
+    "many axes": GOOD_HEADER.replace("(4, 3)", "(4, 3" + ", 1" * 100 + ")"),
     "unknown type": GOOD_HEADER.replace("<f4", "<z9"),
     "type of a type": GOOD_HEADER.replace("<f4", "3<f4,(2,"),
     "no type": "{'fortran_order': False, 'shape': (4, 3), }",
@@ -204,6 +207,11 @@ HEADERS = {
 @pytest.mark.parametrize("text", HEADERS.values(), ids=HEADERS.keys())
 def test_headers_that_lie_are_refused(text, tmp_path):
     refused(with_member(tmp_path / "a.npz", header(text)), KEY)
+
+
+def test_an_array_without_values_is_refused(tmp_path):
+    data = header(GOOD_HEADER.replace("(4, 3)", f"(0, {10**14}, {10**14})"), data=b"")
+    refused(with_member(tmp_path / "a.npz", data), KEY, "not an array of numbers")
 
 
 def test_the_header_used_above_is_good_as_it_is(tmp_path):
@@ -293,6 +301,20 @@ def test_a_directory_that_claims_more_than_the_file_is_refused(tmp_path):
     data[sizes : sizes + 8] = struct.pack("<II", 2**32 - 2, 2**32 - 2)
     (tmp_path / "a.npz").write_bytes(data)
     refused(tmp_path / "a.npz", "said to be larger than the file")
+
+
+@pytest.mark.parametrize("offset", [2**31, 2**40, 2**63 - 1, 2**63, 2**64 - 1])
+def test_a_member_that_lies_outside_of_the_file_is_refused(offset, tmp_path):
+    """Offsets of 8 bytes are in an extra field, whose 4-byte form is then all ones."""
+    data, extra = WHOLE, struct.pack("<HHQ", 1, 8, offset)
+    entry, end = data.rindex(b"PK\1\2"), data.index(b"PK\5\6")
+    last = bytearray(data[entry:end])
+    last[30:32] = struct.pack("<H", len(extra))
+    last[42:46] = b"\xff" * 4
+    tail = bytearray(data[end:])
+    tail[12:16] = struct.pack("<I", struct.unpack("<I", tail[12:16])[0] + len(extra))
+    (tmp_path / "a.npz").write_bytes(data[:entry] + last + extra + tail)
+    refused(tmp_path / "a.npz", "is not where the file says")
 
 
 def test_a_directory_that_skips_members_is_refused(tmp_path):
