@@ -5,9 +5,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from scaling4d.data.manifest import MANIFEST_NAME, Manifest
+from scaling4d.data.manifest import MANIFEST_NAME, Manifest, Split
 from scaling4d.ingest.clips import EncodedClip
-from scaling4d.ingest.shards import SpoolWriter, write_split
+from scaling4d.ingest.shards import SpoolWriter, plan_shards, write_shard
 from scaling4d.mp4 import encode_i420
 from tests.video_files import coded_frame
 
@@ -38,7 +38,11 @@ def write_clip_set(
             video = encode_coded_clip(frames, offset + number)
             writer.add(EncodedClip(0, 0, 24.0, frames, 160, 96, video))
             spools.append(writer.finish())
-        splits[split] = write_split(directory, split, spools, shard_clips)
+        shards = tuple(write_shard(directory, plan) for plan in plan_shards(split, enumerate(spools), shard_clips))
+        seconds = round(sum(spool.seconds for spool in spools), 3)
+        splits[split] = Split(count, count * frames, count, seconds, shards)
+        for spool in spools:
+            spool.path.unlink()
     manifest = Manifest({}, {}, train + validation, "", splits=splits)
     (directory / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest

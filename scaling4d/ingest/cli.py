@@ -23,6 +23,14 @@ def _number_or_none(kind):
     return parse
 
 
+def _part(text: str) -> tuple[int, int]:
+    index, count = text.split("/")
+    return int(index), int(count)
+
+
+_part.__name__ = "part, such as 0/8"  # what argparse calls a wrong value
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scaling4d ingest",
@@ -92,7 +100,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--file_seconds", type=int, default=1800, metavar="SECONDS", help="longest time spent on one file (%(default)s)"
     )
     add("--file_memory_gb", type=float, default=3.0, metavar="GB", help="most memory used for one file (%(default)s)")
-    add("--overwrite", action="store_true", help="replace a data set that is in OUTPUT")
+    add("--overwrite", action="store_true", help="replace a data set, or unfinished work, that is in OUTPUT")
+    add(
+        "--shard",
+        type=_part,
+        metavar="I/N",
+        help="encode only part I (0 to N - 1) of the videos: one of N commands, on any machines that see OUTPUT",
+    )
+    add("--merge", action="store_true", help="the last command after all parts: makes the data set, encodes nothing")
+    add("--dry_run", action="store_true", help="look at a few files, print what it will take, and write nothing")
     return parser
 
 
@@ -102,37 +118,82 @@ def main(argv: Sequence[str]) -> int:
         return checks_cli.main(argv)
     flags = build_parser().parse_args(argv)
     settings = IngestSettings(**{field.name: getattr(flags, field.name) for field in fields(IngestSettings)})
+    if flags.workers is not None and flags.workers < 1:
+        raise UserError(f"--workers {flags.workers}: must be 1 or more")
     if flags.file_seconds < 1 or flags.file_memory_gb < 0.25:
         raise UserError("--file_seconds must be 1 or more and --file_memory_gb 0.25 or more")
+    if flags.shard and flags.merge:
+        raise UserError("--shard and --merge exclude each other: --merge comes last, once, when all parts are done")
     try:
         from scaling4d.ingest import run
         from scaling4d.ingest.media import MediaLimits
         from scaling4d.ingest.progress import ProgressLine
         from scaling4d.ingest.sandbox import Limits
+        from scaling4d.ingest.work import Part
     except ModuleNotFoundError as error:
         raise UserError(f"ingest needs {error.name}: pip install 'scaling4d[train]'") from error
 
-    process = Limits(memory_bytes=int(flags.file_memory_gb * 2**30), seconds=flags.file_seconds)
+    limits = MediaLimits(process=Limits(memory_bytes=int(flags.file_memory_gb * 2**30), seconds=flags.file_seconds))
+    if flags.dry_run:
+        return _dry_run(flags, settings, limits)
     progress = ProgressLine()
+    ingest = run.Ingest(
+        flags.input,
+        flags.output,
+        settings,
+        limits=limits,
+        workers=flags.workers,
+        overwrite=flags.overwrite,
+        progress=progress,
+    )
     try:
-        summary = run.ingest(
-            flags.input,
-            flags.output,
-            settings,
-            limits=MediaLimits(process=process),
-            workers=flags.workers,
-            overwrite=flags.overwrite,
-            progress=progress,
-        )
+        summary = ingest.run_part(Part(*flags.shard)) if flags.shard else ingest.run(only_join=flags.merge)
     except run.NothingUsable as error:
         progress.close()
         _print_skipped(error.skipped)
         raise
+    except KeyboardInterrupt:
+        progress.close()
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise
     finally:
         progress.close()
     _print_skipped(summary.skipped)
-    _print_summary(summary, flags.output)
+    print(_part_text(summary, flags) if flags.shard else _summary_text(summary, flags.output))
     return exits.DONE
+
+
+def _dry_run(flags: argparse.Namespace, settings: IngestSettings, limits) -> int:
+    import pathlib
+
+    from scaling4d.data.cores import usable_cores
+    from scaling4d.ingest import estimate
+    from scaling4d.ingest.sources import find_sources
+    from scaling4d.status_line import StatusLine
+
+    sources = find_sources(flags.input)
+    workers = flags.workers or usable_cores()
+    line = StatusLine()
+    try:
+        found = estimate.estimate(
+            sources,
+            settings,
+            limits,
+            workers,
+            lambda done, of: line.show(lambda: f"dry run: looked at {done} of {of} files", now=done == of),
+        )
+    finally:
+        line.close()
+    print("\n".join(estimate.text(found, settings, workers, pathlib.Path(flags.output).expanduser())))
+    print("nothing was written")
+    return exits.DONE
+
+
+def _part_text(summary, flags: argparse.Namespace) -> str:
+    part = f"part {flags.shard[0]}/{flags.shard[1]} of {flags.output} is done ({summary.files} files)"
+    if summary.files_left:
+        return f"{part}; {summary.files_left} files are left, of other parts or to be tried again"
+    return f"{part}; so are the others: give the command once more with --merge instead of --shard"
 
 
 def _print_skipped(skipped) -> None:
@@ -147,7 +208,7 @@ def _print_skipped(skipped) -> None:
         print(f"  {name:<{name_width}}  {reason:<{reason_width}}  {detail}", file=sys.stderr)
 
 
-def _print_summary(summary, output: str) -> None:
+def _summary_text(summary, output: str) -> str:
     parts = []
     for name, split in summary.manifest.splits.items():
         size = sum(shard.bytes for shard in split.shards)
@@ -155,4 +216,4 @@ def _print_summary(summary, output: str) -> None:
     verb = "already holds" if summary.already_done else "holds"
     dropped = summary.manifest.dropped_frames
     tail = f"; {dropped} frames in leftovers shorter than a clip were dropped" if dropped else ""
-    print(f"{output} {verb} {', '.join(parts)}{tail}")
+    return f"{output} {verb} {', '.join(parts)}{tail}"

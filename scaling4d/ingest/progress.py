@@ -6,20 +6,28 @@ Responsible for: the text of the line. Not responsible for: how it is shown (``s
 
 import time
 
+from scaling4d.ingest.join import JoinProgress
 from scaling4d.ingest.run import Progress
 from scaling4d.status_line import StatusLine, format_duration
 
 
 class ProgressLine:
-    """Call it with every ``Progress``; ``close`` ends the line."""
+    """Call it with every ``Progress`` and ``JoinProgress``; ``close`` ends the line."""
 
     def __init__(self, line: StatusLine | None = None):
         self._line = line or StatusLine()
         self._began = time.monotonic()
+        self._join_began: float | None = None
 
-    def __call__(self, progress: Progress) -> None:
-        seconds = time.monotonic() - self._began
-        self._line.show(lambda: text(progress, seconds), now=progress.files_done == progress.files)
+    def __call__(self, progress: Progress | JoinProgress) -> None:
+        now = time.monotonic()
+        if isinstance(progress, JoinProgress):
+            self._join_began = self._join_began or now
+            seconds, is_last = now - self._join_began, progress.shards_done == progress.shards
+            self._line.show(lambda: join_text(progress, seconds), now=is_last)
+        else:
+            seconds, is_last = now - self._began, progress.files_done == progress.files
+            self._line.show(lambda: text(progress, seconds), now=is_last)
 
     def close(self) -> None:
         self._line.close()
@@ -28,9 +36,17 @@ class ProgressLine:
 def text(progress: Progress, seconds: float) -> str:
     """One line; the time left follows from the bytes of input done in ``seconds``."""
     share = progress.bytes_done / progress.bytes if progress.bytes else 1.0
-    left = f"{format_duration(seconds * (1 - share) / share)} left" if share > 0 else "time left unknown"
+    now = progress.bytes_done - progress.bytes_before
+    left = "time left unknown"
+    if now > 0:
+        left = f"{format_duration(seconds * (progress.bytes - progress.bytes_done) / now)} left"
     if progress.files_done == progress.files:
         left = f"done in {format_duration(seconds)}"
     videos = f"{progress.files_done}/{progress.files} videos"
     skipped = f", {progress.skipped} skipped" if progress.skipped else ""
     return f"ingest: {videos}{skipped}, {progress.clips} clips, {share:.0%}, {left}"
+
+
+def join_text(progress: JoinProgress, seconds: float) -> str:
+    """One line; ``seconds`` since the first shard was begun."""
+    return f"ingest: joined to {progress.shards_done}/{progress.shards} shards in {format_duration(seconds)}"

@@ -1,11 +1,11 @@
 """A whole ingest: videos in, a data set of clips out.
 
-Responsible for: workers, skipped files, and that a folder either becomes a complete data set or keeps looking
-unfinished. Not responsible for: single files (``clips.py``), the record files (``shards.py``) or the command line
-(``cli.py``).
+Responsible for: the order of the steps, workers, and that a folder either becomes a complete data set or keeps looking
+unfinished. Not responsible for: single files (``clips.py``), what is finished already (``work.py``), shards
+(``join.py``), the hand-over (``publish.py``) or the command line (``cli.py``).
 
-Everything is written to ``OUTPUT/.ingest`` and renamed when it is complete, the manifest last. The output does not
-depend on the number of workers.
+Everything is written to ``OUTPUT/.ingest`` and renamed when it is complete, the manifest last. The same call again goes
+on where one stopped. The output does not depend on the number of workers, on parts or on restarts.
 """
 
 import contextlib
@@ -13,39 +13,28 @@ import errno
 import fcntl
 import os
 import pathlib
-import shutil
+import queue
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 
-import av
-
-import scaling4d
 from scaling4d.data.cores import usable_cores
-from scaling4d.data.manifest import ERRORS_NAME, MANIFEST_NAME, Manifest, Split, read_manifest
+from scaling4d.data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from scaling4d.errors import UserError
 from scaling4d.ingest.clips import Dropped, encode_file
+from scaling4d.ingest.join import Joining, JoinProgress, make_plan
 from scaling4d.ingest.media import MediaError, MediaLimits
+from scaling4d.ingest.publish import put_in_place, read_errors, skipped_of, write_manifest
 from scaling4d.ingest.settings import IngestSettings
-from scaling4d.ingest.shards import Spool, SpoolWriter, write_durably, write_split
-from scaling4d.ingest.sources import Source, files_digest, find_sources, held_out, printable
-
-_WORK_FOLDER = ".ingest"
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A file that gave no clips: a reason of ``media.py`` and one line of detail."""
-
-    name: str
-    reason: str
-    detail: str
+from scaling4d.ingest.shards import SpoolWriter
+from scaling4d.ingest.sources import Source, files_digest, find_sources
+from scaling4d.ingest.work import FOLDER, Done, Part, Session, Skipped, WorkFolder, full
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an ingest is; bytes are those of the input files."""
+    """How far the encoding is; bytes are those of the input files, ``bytes_before`` those an earlier call did."""
 
     files_done: int
     files: int
@@ -53,6 +42,10 @@ class Progress:
     bytes: int
     clips: int
     skipped: int
+    bytes_before: int = 0
+
+
+Report = Callable[[Progress | JoinProgress], None]
 
 
 @dataclass(frozen=True)
@@ -64,6 +57,15 @@ class Summary:
     already_done: bool = False
 
 
+@dataclass(frozen=True)
+class PartSummary:
+    """A part of a job array: its files, those of them skipped, and how many files are left for other commands."""
+
+    files: int
+    skipped: tuple[Skipped, ...]
+    files_left: int
+
+
 class NothingUsable(UserError):
     """No file gave a clip; ``skipped`` says why for each."""
 
@@ -72,57 +74,230 @@ class NothingUsable(UserError):
         self.skipped = skipped
 
 
-@dataclass(frozen=True)
-class _Result:
-    spool: Spool | None
-    dropped_frames: int = 0
-    skipped: Skipped | None = None
+@dataclass
+class Ingest:
+    """One ingest of ``inputs`` (a folder, a glob pattern or a file) into the folder ``output``.
+
+    workers: files worked on at the same time, each in a process of its own; None for one a core. overwrite: replaces a
+    data set that is there, and throws unfinished work of other settings away. progress: called with every finished file
+    and shard, from the calling thread.
+    """
+
+    inputs: str | os.PathLike
+    output: str | os.PathLike
+    settings: IngestSettings = field(default_factory=IngestSettings)
+    limits: MediaLimits = field(default_factory=MediaLimits)
+    workers: int | None = None
+    overwrite: bool = False
+    progress: Report = lambda _: None
+
+    def __post_init__(self):
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"--workers {self.workers}: must be 1 or more")
+        self.folder = pathlib.Path(self.output).expanduser()
+
+    def run(self, *, only_join: bool = False) -> Summary:
+        """Does all that is left to do. A file that cannot be used is skipped and listed.
+
+        only_join: what parts of a job array must have done is not done here.
+
+        Raises UserError when the input is missing, the output cannot be written or holds another data set, or (with
+        only_join) files are left; NothingUsable when every file was skipped.
+        """
+        sources = find_sources(self.inputs)
+        with self._writing(shared=False):
+            finished = _finished_before(self.folder, sources, self.settings, self.overwrite)
+            if finished:
+                return finished
+            work = WorkFolder(self.folder / FOLDER, self.settings, self.limits, alone=True, discard=self.overwrite)
+            return self._published(work, sources) or self._finish(work, sources, only_join)
+
+    def run_part(self, part: Part) -> PartSummary:
+        """Encodes one part of the sources, for a last ``run`` to join; other parts may run at the same time."""
+        sources = find_sources(self.inputs)
+        with self._writing(shared=True):
+            finished = _finished_before(self.folder, sources, self.settings, self.overwrite)
+            if finished or (self.folder / FOLDER / MANIFEST_NAME).exists():
+                return PartSummary(0, finished.skipped if finished else (), 0)
+            work = WorkFolder(self.folder / FOLDER, self.settings, self.limits, alone=False, discard=False)
+            done = work.finished(sources)
+            mine = sources[part.index :: part.count]
+            done |= self._encode(work, part, mine, done)
+            left = len(sources) - len(work.finished(sources))
+        return PartSummary(len(mine), skipped_of(mine, done), left)
+
+    def _finish(self, work: WorkFolder, sources: list[Source], only_join: bool) -> Summary:
+        done = work.finished(sources)
+        joining = Joining(work.folder)
+        plan = make_plan(_usable(sources, done), self.settings) if len(done) == len(sources) else None
+        if plan is None or not joining.can_go_on(plan, work.has_clips):
+            joining.forget()
+            done = {name: one for name, one in done.items() if not one.spool or work.has_clips(one.spool)}
+            left = len(sources) - len(done)
+            if only_join and left:
+                raise UserError(
+                    f"--merge: {left} of {len(sources)} files are not done yet; start the parts that failed again, or "
+                    "leave --merge out to do those files here"
+                )
+            done |= self._encode(work, Part(), sources, done)
+            plan = make_plan(_usable(sources, done), self.settings)
+        if not any(plan.shards.values()):
+            work.remove()
+            skipped = skipped_of(sources, done)
+            raise NothingUsable(f"none of the {len(sources)} files gave a clip; nothing is in {self.folder}", skipped)
+        splits = joining.join(plan, self._worker_count(), self.progress)
+        manifest = write_manifest(work.folder, sources, done, splits, self.settings)
+        put_in_place(work.folder, self.folder, manifest)
+        return Summary(manifest, skipped_of(sources, done))
+
+    def _published(self, work: WorkFolder, sources: list[Source]) -> Summary | None:
+        """Puts in place what was complete when an earlier call ended, if it is what this call would make."""
+        path = work.folder / MANIFEST_NAME
+        if not path.exists():
+            return None
+        if _difference(read_manifest(work.folder), path, sources, self.settings):
+            path.unlink()
+            return None
+        manifest = read_manifest(work.folder)
+        put_in_place(work.folder, self.folder, manifest)
+        return Summary(manifest, read_errors(self.folder))
+
+    def _encode(
+        self, work: WorkFolder, part: Part, sources: Sequence[Source], done: dict[str, Done]
+    ) -> dict[str, Done]:
+        """Works on those ``sources`` that are not ``done``, several at a time; what was done of them."""
+        todo = [source for source in sources if source.name not in done]
+        before = [(source, done[source.name]) for source in sources if source.name in done]
+        count = _Count(sources, before)
+        self.progress(count.progress())
+        results: dict[str, Done] = {}
+        if not todo:
+            return results
+        with (
+            work.session(part) as session,
+            contextlib.closing(_encode_each(todo, session, self.settings, self.limits, self._worker_count())) as each,
+        ):
+            for source, one in each:
+                results[source.name] = one
+                count.add(source, one)
+                self.progress(count.progress())
+        return results
+
+    def _worker_count(self) -> int:
+        return self.workers or usable_cores()
+
+    @contextlib.contextmanager
+    def _writing(self, *, shared: bool) -> Iterator[None]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _locked(self.folder, shared):
+                yield
+        except OSError as error:
+            where, why = error.filename or self.folder, error.strerror or error
+            raise UserError(
+                f"ingest stopped: {where}: {why}; what is finished is kept, the same command goes on from there"
+            ) from error
 
 
 def ingest(
-    inputs: str | os.PathLike,
-    output: str | os.PathLike,
-    settings: IngestSettings | None = None,
-    *,
-    limits: MediaLimits | None = None,
-    workers: int | None = None,
-    overwrite: bool = False,
-    progress: Callable[[Progress], None] = lambda _: None,
+    inputs: str | os.PathLike, output: str | os.PathLike, settings: IngestSettings | None = None, **options
 ) -> Summary:
-    """Makes the data set ``output`` from the videos of ``inputs`` (a folder, a glob pattern or a file).
+    """Makes the data set ``output`` from the videos of ``inputs``; ``options`` are those of ``Ingest``."""
+    return Ingest(inputs, output, settings or IngestSettings(), **options).run()
 
-    workers: files worked on at the same time, each in a process of its own; None for one a core. overwrite: replaces a
-    data set that is there. progress: called with every finished file, from this thread.
 
-    A file that cannot be used is skipped and listed. Raises UserError when the input is missing, the output cannot be
-    written or holds another data set, and NothingUsable when every file was skipped.
-    """
-    settings, limits = settings or IngestSettings(), limits or MediaLimits()
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers {workers}: must be 1 or more")
-    sources = find_sources(inputs)
-    folder = pathlib.Path(output).expanduser()
+class _Count:
+    """Adds up what is done."""
+
+    def __init__(self, sources: Sequence[Source], before: Sequence[tuple[Source, Done]]):
+        self._files, self._bytes = len(sources), sum(max(source.size, 0) for source in sources)
+        self._files_done = self._bytes_done = self._clips = self._skipped = self._bytes_before = 0
+        for source, one in before:
+            self.add(source, one)
+        self._bytes_before = self._bytes_done
+
+    def add(self, source: Source, one: Done) -> None:
+        self._files_done += 1
+        self._bytes_done += max(source.size, 0)
+        self._clips += len(one.spool.lengths) if one.spool else 0
+        self._skipped += one.skipped is not None
+
+    def progress(self) -> Progress:
+        return Progress(
+            self._files_done, self._files, self._bytes_done, self._bytes, self._clips, self._skipped, self._bytes_before
+        )
+
+
+def _encode_each(
+    todo: Sequence[Source], session: Session, settings: IngestSettings, limits: MediaLimits, workers: int
+) -> Iterator[tuple[Source, Done]]:
+    """Yields what was done of each source, as they are finished; each in a child process (threads only wait)."""
+    stop, lock = threading.Event(), threading.Lock()
+    waiting = iter(todo)
+    results: queue.SimpleQueue = queue.SimpleQueue()
+
+    def work(worker: int) -> None:
+        number = 0
+        while not stop.is_set():
+            with lock:
+                source = next(waiting, None)
+            if source is None:
+                return
+            while full(path := session.spool_path(worker, number)):
+                number += 1
+            try:
+                one = _encode_one(source, path, settings, limits, stop)
+                session.record(source, one)
+            except BaseException as error:
+                results.put(error)
+                return
+            results.put((source, one))
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="ingest") as pool:
+        try:
+            for worker in range(min(workers, len(todo))):
+                pool.submit(work, worker)
+            for _ in todo:
+                result = results.get()
+                if isinstance(result, BaseException):
+                    raise result
+                yield result
+        finally:
+            stop.set()  # the children end within a moment, so that leaving does not wait for whole films
+
+
+def _encode_one(
+    source: Source, spool_path: pathlib.Path, settings: IngestSettings, limits: MediaLimits, stop: threading.Event
+) -> Done:
+    writer = SpoolWriter(spool_path, source.name)
+    dropped = 0
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _only_writer(folder):
-            finished = _finished_before(folder, sources, settings, overwrite)
-            if finished:
-                return finished
-            with _work_folder(folder) as work:
-                results = _encode_all(sources, settings, limits, workers or usable_cores(), work, progress)
-                return _finish(folder, work, sources, results, settings)
-    except OSError as error:
-        where = error.filename or folder
-        raise UserError(f"ingest stopped, nothing was finished: {where}: {error.strerror or error}") from error
+        for item in encode_file(source.path, settings, limits, stop):
+            if isinstance(item, Dropped):
+                dropped = item.frames
+            else:
+                writer.add(item)
+        return Done(writer.finish(), dropped)
+    except MediaError as error:
+        writer.discard()
+        return Done(None, skipped=Skipped(source.name, error.reason, error.detail))
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            writer.discard()
+        raise
+
+
+def _usable(sources: Sequence[Source], done: dict[str, Done]):
+    return {source.name: done[source.name].spool for source in sources if done[source.name].spool}
 
 
 @contextlib.contextmanager
-def _only_writer(folder: pathlib.Path) -> Iterator[None]:
+def _locked(folder: pathlib.Path, shared: bool) -> Iterator[None]:
     """Holds a lock on the folder, where its file system has locks; raises UserError when another ingest has it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise UserError(f"--output {folder}: another ingest is writing there; choose another") from None
@@ -131,19 +306,6 @@ def _only_writer(folder: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _work_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """An empty folder that is gone afterwards; one left by a killed ingest is removed first."""
-    work = folder / _WORK_FOLDER
-    if work.exists():
-        shutil.rmtree(work)
-    work.mkdir()
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _finished_before(
@@ -158,122 +320,19 @@ def _finished_before(
         manifest = read_manifest(folder)
     except UserError as error:
         raise UserError(f"--output {folder}: holds something else ({error}); {advice}") from error
+    difference = _difference(manifest, path, sources, settings)
+    if difference:
+        raise UserError(f"--output {folder}: holds clips of {difference}; {advice}")
+    return Summary(manifest, read_errors(folder), already_done=True)
+
+
+def _difference(manifest: Manifest, path: pathlib.Path, sources: list[Source], settings: IngestSettings) -> str | None:
+    """In what the data set of ``manifest`` (the file ``path``) is not the one that would be made now."""
     before, now = manifest.settings, asdict(settings)
     changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
     if changed:
-        raise UserError(f"--output {folder}: holds clips of other settings ({', '.join(changed)}); {advice}")
+        return f"other settings ({', '.join(changed)})"
     newest = max(source.modified for source in sources)
     if manifest.files_digest != files_digest(sources) or newest > path.stat().st_mtime_ns:
-        raise UserError(f"--output {folder}: holds clips of other videos than --input has now; {advice}")
-    return Summary(manifest, tuple(_read_errors(folder)), already_done=True)
-
-
-def _encode_all(
-    sources: list[Source],
-    settings: IngestSettings,
-    limits: MediaLimits,
-    workers: int,
-    work: pathlib.Path,
-    progress: Callable[[Progress], None],
-) -> list[_Result]:
-    """The result of each source, in order; each in a child process, ``workers`` at a time (threads only wait)."""
-    stop = threading.Event()
-    results: dict[int, _Result] = {}
-    total = sum(max(source.size, 0) for source in sources)
-    done = clips = skipped = 0
-    progress(Progress(0, len(sources), 0, total, 0, 0))
-    with ThreadPoolExecutor(workers, thread_name_prefix="ingest") as pool:
-        try:
-            futures = {
-                pool.submit(_encode_one, source, work / f"{number:08d}", settings, limits, stop): number
-                for number, source in enumerate(sources)
-            }
-            for future in as_completed(futures):
-                number = futures[future]
-                result = results[number] = future.result()
-                done += max(sources[number].size, 0)
-                clips += len(result.spool.lengths) if result.spool else 0
-                skipped += result.skipped is not None
-                progress(Progress(len(results), len(sources), done, total, clips, skipped))
-        except BaseException:
-            stop.set()  # the children end within a moment, so that leaving does not wait for whole films
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return [results[number] for number in range(len(sources))]
-
-
-def _encode_one(
-    source: Source, spool_path: pathlib.Path, settings: IngestSettings, limits: MediaLimits, stop: threading.Event
-) -> _Result:
-    writer = SpoolWriter(spool_path, source.name)
-    dropped = 0
-    try:
-        for item in encode_file(source.path, settings, limits, stop):
-            if isinstance(item, Dropped):
-                dropped = item.frames
-            else:
-                writer.add(item)
-        return _Result(writer.finish(), dropped)
-    except MediaError as error:
-        writer.discard()
-        return _Result(None, skipped=Skipped(source.name, error.reason, error.detail))
-    except BaseException:
-        writer.discard()
-        raise
-
-
-def _finish(
-    folder: pathlib.Path, work: pathlib.Path, sources: list[Source], results: list[_Result], settings: IngestSettings
-) -> Summary:
-    """Joins the spools to shards, moves everything in place and writes the manifest last."""
-    skipped = tuple(result.skipped for result in results if result.skipped)
-    usable = {source.name: result.spool for source, result in zip(sources, results, strict=True) if result.spool}
-    if not usable:
-        raise NothingUsable(f"none of the {len(sources)} files gave a clip; nothing was written to {folder}", skipped)
-    validation = held_out(list(usable), settings.holdout)
-    splits: dict[str, Split] = {}
-    for split, names in (("train", usable.keys() - validation), ("validation", validation)):
-        spools = [spool for name, spool in usable.items() if name in names]
-        splits[split] = write_split(work, split, spools, settings.shard_clips)
-    reasons = [item.reason for item in skipped]
-    manifest = Manifest(
-        settings=asdict(settings),
-        software=_software(),
-        files=len(sources),
-        files_digest=files_digest(sources),
-        skipped={reason: reasons.count(reason) for reason in sorted(set(reasons))},
-        dropped_frames=sum(result.dropped_frames for result in results),
-        splits=splits,
-    )
-    _write_errors(work, skipped)
-    write_durably(work / MANIFEST_NAME, manifest.to_json().encode())
-    _remove_finished(folder)  # from here on nothing is written, only renamed: a full disk has been noticed before
-    shards = [shard for split in splits.values() for shard in split.shards]
-    names = [name for shard in shards for name in (shard.name, shard.index_name)]
-    for name in (*names, ERRORS_NAME, MANIFEST_NAME):
-        os.replace(work / name, folder / name)
-    return Summary(manifest, skipped)
-
-
-def _remove_finished(folder: pathlib.Path) -> None:
-    """Takes away the data set that is replaced, its manifest first."""
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    for pattern in ("train-*.tfrecord", "train-*.index", "validation-*.tfrecord", "validation-*.index"):
-        for path in folder.glob(pattern):
-            path.unlink()
-
-
-def _software() -> dict[str, str]:
-    libraries = {name: ".".join(map(str, version)) for name, version in sorted(av.library_versions.items())}
-    return {"scaling4d": scaling4d.__version__, "av": av.__version__, **libraries}
-
-
-def _write_errors(folder: pathlib.Path, skipped: tuple[Skipped, ...]) -> None:
-    lines = ["file\treason\tdetail", *("\t".join(map(printable, (s.name, s.reason, s.detail))) for s in skipped)]
-    write_durably(folder / ERRORS_NAME, ("\n".join(lines) + "\n").encode())
-
-
-def _read_errors(folder: pathlib.Path) -> list[Skipped]:
-    path = folder / ERRORS_NAME
-    lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
-    return [Skipped(*line.split("\t")) for line in lines]
+        return "other videos than --input has now"
+    return None

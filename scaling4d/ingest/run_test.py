@@ -9,7 +9,8 @@ import pytest
 
 from scaling4d.data.manifest import open_split, read_manifest
 from scaling4d.errors import UserError
-from scaling4d.ingest import run, shards
+from scaling4d.ingest import publish, shards, work
+from scaling4d.ingest.join import JoinProgress
 from scaling4d.ingest.media import MediaLimits
 from scaling4d.ingest.run import NothingUsable, ingest
 from scaling4d.ingest.settings import IngestSettings
@@ -39,7 +40,7 @@ def videos(tmp_path_factory) -> pathlib.Path:
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def all_records(folder: pathlib.Path) -> dict[str, list[dict]]:
@@ -161,8 +162,10 @@ def test_another_data_set_is_only_replaced_on_request(videos, ingested, tmp_path
         "errors.tsv",
         "manifest.json",
         "train-00000.index",
+        "train-00000.sources.tsv",
         "train-00000.tfrecord",
         "validation-00000.index",
+        "validation-00000.sources.tsv",
         "validation-00000.tfrecord",
     ]
 
@@ -208,12 +211,12 @@ def test_an_interrupted_ingest_leaves_nothing_that_looks_finished(videos, tmp_pa
 
     with pytest.raises(error):
         ingest(videos, tmp_path / "out", SETTINGS, workers=2, progress=interrupt)
-    assert contents(tmp_path / "out") == {}
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".ingest"]
     with pytest.raises(UserError, match="holds no clips"):
         read_manifest(tmp_path / "out")
 
 
-def test_what_a_killed_ingest_left_is_cleared(videos, ingested, tmp_path):
+def test_what_is_no_finished_work_is_cleared(videos, ingested, tmp_path):
     left = tmp_path / "out/.ingest"
     left.mkdir(parents=True)
     (left / "00000000").write_bytes(b"half a file")
@@ -232,30 +235,24 @@ def test_two_ingests_do_not_write_the_same_folder(videos, tmp_path):
         os.close(holder)
 
 
-@pytest.mark.parametrize("where", ["spool", "shard", "manifest"])
-def test_a_full_disk_is_one_clear_line_and_nothing_finished(videos, tmp_path, monkeypatch, where):
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    if where == "spool":
-        monkeypatch.setattr(shards.SpoolWriter, "add", full)
-    elif where == "shard":
-        monkeypatch.setattr(shards._ShardWriter, "add", full)
-    else:
-        monkeypatch.setattr(run, "write_durably", full)
+
+@pytest.mark.parametrize(
+    "where", [(shards.SpoolWriter, "add"), (shards, "encode_entry"), (publish, "write_durably"), (work.os, "fsync")]
+)
+def test_a_full_disk_is_one_clear_line_and_nothing_finished(videos, tmp_path, monkeypatch, where):
+    monkeypatch.setattr(*where, full)
     with pytest.raises(UserError, match="No space left on device") as error:
         ingest(videos, tmp_path / "out", SETTINGS, workers=2)
     assert "\n" not in str(error.value) and str(tmp_path / "out") in str(error.value)
-    assert not (tmp_path / "out/manifest.json").exists() and not (tmp_path / "out/.ingest").exists()
+    assert not (tmp_path / "out/manifest.json").exists()
 
 
 def test_a_full_disk_keeps_the_data_set_that_was_to_be_replaced(videos, ingested, tmp_path, monkeypatch):
     output = shutil.copytree(ingested, tmp_path / "clips")
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(run, "write_durably", full)
+    monkeypatch.setattr(publish, "write_durably", full)
     with pytest.raises(UserError, match="No space left on device"):
         ingest(videos / "more", output, SETTINGS, overwrite=True)
     assert contents(output) == contents(ingested)
@@ -278,7 +275,7 @@ def test_nothing_usable_is_an_error_that_says_why(tmp_path):
         ("empty.mp4", "empty"),
         ("short.mp4", "too_short"),
     ]
-    assert contents(tmp_path / "out") == {}
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_file_over_its_limits_is_skipped_and_the_others_go_on(tmp_path):
@@ -302,6 +299,9 @@ def test_extreme_shapes_are_skipped(tmp_path):
 def test_progress_counts_files_bytes_and_clips(videos, tmp_path):
     seen = []
     ingest(videos, tmp_path / "out", SETTINGS, workers=2, progress=seen.append)
+    joined = [progress for progress in seen if isinstance(progress, JoinProgress)]
+    seen = seen[: -len(joined)]
+    assert [(progress.shards_done, progress.shards) for progress in joined] == [(i, 3) for i in range(4)]
     assert [progress.files_done for progress in seen] == list(range(11))
     assert seen[-1].bytes_done == seen[-1].bytes > 0 and (seen[-1].clips, seen[-1].skipped) == (9, 4)
     assert all(a.bytes_done <= b.bytes_done and a.clips <= b.clips for a, b in zip(seen, seen[1:], strict=False))

@@ -1,23 +1,25 @@
-"""Writes clip records: first one spool file a source, then shards in the order of the sources.
+"""Writes clip records: first to spool files, then to shards.
 
-Responsible for: files in a work folder that are complete before they get their final names. Not responsible for: the
-record format (``scaling4d.data.records``) or the manifest (``run.py``).
+Responsible for: the bytes of spool files, of shards and of what lies beside them. Not responsible for: the record
+format (``scaling4d.data.records``), which clips go where (``join.py``) or the manifest (``publish.py``).
 
-A record's bytes are made once, in the spool file of its source; shards are spool files joined. So the shards do not
-depend on which source was finished first, and the split can be decided when it is known which sources are usable.
+A record's bytes are made once, in a spool file; shards are pieces of spool files joined. So the shards do not depend on
+which source was finished first, and the split can be decided when it is known which sources are usable.
 """
 
 import os
 import pathlib
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import google_crc32c
 
-from scaling4d.data.example import encode_example
-from scaling4d.data.manifest import Shard, Split, shard_name
-from scaling4d.data.records import MAX_SHARD_BYTES, encode_index, frame_record
+from scaling4d.data.catalog import encode_entry, encode_table, entry_of, table_name
+from scaling4d.data.example import decode_example, encode_example
+from scaling4d.data.manifest import Shard, shard_name
+from scaling4d.data.records import MAX_SHARD_BYTES, BadRecord, encode_index, frame_record, unframe_record
+from scaling4d.errors import UserError
 from scaling4d.ingest.clips import EncodedClip
 from scaling4d.ingest.sources import name_bytes
 
@@ -25,24 +27,26 @@ _SHARD_BYTES = 1 << 31
 assert _SHARD_BYTES < MAX_SHARD_BYTES
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Spool:
-    """The finished records of one source."""
+    """The finished records of one source: where in a file they begin, and the bytes of each (uint32)."""
 
     path: pathlib.Path
-    lengths: tuple[int, ...]
+    lengths: array
     frames: int
     seconds: float
+    offset: int = 0
 
 
 class SpoolWriter:
-    """Collects the clips of one source; the file is complete when ``finish`` returned."""
+    """Appends the clips of one source to a file; they are complete and on the disk when ``finish`` returned."""
 
     def __init__(self, path: pathlib.Path, source_name: str):
         self._path = path
         self._source = name_bytes(source_name)
-        self._file = open(path, "wb")  # noqa: SIM115 (closed by finish or discard)
-        self._lengths: list[int] = []
+        self._file = open(path, "ab")  # noqa: SIM115 (closed by finish or discard)
+        self._offset = self._file.tell()
+        self._lengths = array("I")
         self._frames = 0
         self._seconds = 0.0
 
@@ -67,71 +71,99 @@ class SpoolWriter:
         self._seconds += clip.frames / clip.fps
 
     def finish(self) -> Spool:
+        self._file.flush()
+        os.fsync(self._file.fileno())
         self._file.close()
-        return Spool(self._path, tuple(self._lengths), self._frames, self._seconds)
+        return Spool(self._path, self._lengths, self._frames, self._seconds, self._offset)
 
     def discard(self) -> None:
         """Removes what was written: the source is not usable."""
-        self._file.close()
-        self._path.unlink(missing_ok=True)
+        try:
+            self._file.close()
+        finally:
+            os.truncate(self._path, self._offset)
 
 
-def write_split(folder: pathlib.Path, split: str, spools: Iterable[Spool], clips_a_shard: int) -> Split:
-    """Joins spool files into shards of one split in ``folder``, removing each when it is copied; raises OSError."""
-    writer = _ShardWriter(folder, split, clips_a_shard)
-    sources = frames = 0
-    seconds = 0.0
-    for spool in spools:
-        with open(spool.path, "rb") as file:
-            for length in spool.lengths:
-                writer.add(file.read(length))
-        spool.path.unlink()
-        sources, frames, seconds = sources + 1, frames + spool.frames, seconds + spool.seconds
-    shards = writer.finish()
-    return Split(sum(shard.clips for shard in shards), frames, sources, round(seconds, 3), tuple(shards))
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Records ``begin`` to ``end`` of a source."""
+
+    spool: Spool
+    begin: int
+    end: int
 
 
-class _ShardWriter:
-    def __init__(self, folder: pathlib.Path, split: str, clips_a_shard: int):
-        self._folder, self._split, self._most = folder, split, clips_a_shard
-        self._shards: list[Shard] = []
-        self._file: BinaryIO | None = None
-        self._lengths: list[int] = []
-        self._bytes = 0
-        self._checksum = google_crc32c.Checksum()
+@dataclass(frozen=True, slots=True)
+class PlannedShard:
+    """A shard file to be; ``first`` is the number of its first source, of all sources."""
 
-    def add(self, entry: bytes) -> None:
-        if self._file and (len(self._lengths) == self._most or self._bytes + len(entry) > _SHARD_BYTES):
-            self._close(self._file)
-        if not self._file:
-            self._file = open(self._folder / shard_name(self._split, len(self._shards)), "wb")
-            self._lengths, self._bytes, self._checksum = [], 0, google_crc32c.Checksum()
-        self._file.write(entry)
-        self._checksum.update(entry)
-        self._lengths.append(len(entry))
-        self._bytes += len(entry)
+    name: str
+    first: int
+    pieces: tuple[Piece, ...]
 
-    def finish(self) -> list[Shard]:
-        if self._file:
-            self._close(self._file)
-        return self._shards
+    @property
+    def paths(self) -> set[pathlib.Path]:
+        return {piece.spool.path for piece in self.pieces}
 
-    def _close(self, file: BinaryIO) -> None:
-        file.flush()
-        os.fsync(file.fileno())
-        file.close()
-        self._file = None
-        name = shard_name(self._split, len(self._shards))
-        index = encode_index(self._lengths)
-        shard = Shard(
-            name=name,
-            clips=len(self._lengths),
-            bytes=self._bytes,
-            crc32c=self._checksum.hexdigest().decode(),
-            index_crc32c=f"{google_crc32c.value(index):08x}",
-        )
-        write_durably(self._folder / shard.index_name, index)
-        self._shards.append(shard)
+
+def plan_shards(split: str, spools: Iterable[tuple[int, Spool]], clips_a_shard: int) -> list[PlannedShard]:
+    """The shards of one split: the records of the (numbered) sources in a row, cut at so many clips or at 2 GiB."""
+    shards: list[PlannedShard] = []
+    pieces: list[Piece] = []
+    clips = size = first = 0
+    for number, spool in spools:
+        first = first if pieces else number
+        begin = 0
+        for place, length in enumerate(spool.lengths):
+            if clips == clips_a_shard or (clips and size + length > _SHARD_BYTES):
+                pieces += [Piece(spool, begin, place)] if place > begin else []
+                shards.append(PlannedShard(shard_name(split, len(shards)), first, tuple(pieces)))
+                pieces, clips, size, first, begin = [], 0, 0, number, place
+            clips, size = clips + 1, size + length
+        pieces.append(Piece(spool, begin, len(spool.lengths)))
+    if pieces:
+        shards.append(PlannedShard(shard_name(split, len(shards)), first, tuple(pieces)))
+    return shards
+
+
+def file_names(shard: Shard) -> tuple[str, str, str]:
+    """The shard's file and those beside it: its index and its table."""
+    return shard.name, shard.index_name, table_name(shard.name)
+
+
+def write_shard(folder: pathlib.Path, planned: PlannedShard) -> Shard:
+    """Writes a shard, its index and its table to ``folder``, and waits until they are on the disk.
+
+    Raises OSError, and UserError when a spool file is damaged.
+    """
+    checksum = google_crc32c.Checksum()
+    lengths, lines = [], []
+    with open(folder / planned.name, "wb") as out:
+        for piece in planned.pieces:
+            with open(piece.spool.path, "rb") as spool:
+                spool.seek(piece.spool.offset + sum(piece.spool.lengths[: piece.begin]))
+                for length in piece.spool.lengths[piece.begin : piece.end]:
+                    entry = spool.read(length)
+                    try:
+                        lines.append(encode_entry(entry_of(decode_example(unframe_record(entry)))))
+                    except BadRecord as error:
+                        raise UserError(f"{piece.spool.path} is damaged ({error}); delete it and repeat") from error
+                    out.write(entry)
+                    checksum.update(entry)
+                    lengths.append(length)
+        out.flush()
+        os.fsync(out.fileno())
+    index = encode_index(lengths)
+    shard = Shard(
+        name=planned.name,
+        clips=len(lengths),
+        bytes=sum(lengths),
+        crc32c=checksum.hexdigest().decode(),
+        index_crc32c=f"{google_crc32c.value(index):08x}",
+    )
+    write_durably(folder / shard.index_name, index)
+    write_durably(folder / table_name(shard.name), encode_table(lines))
+    return shard
 
 
 def write_durably(path: pathlib.Path, data: bytes) -> None:
