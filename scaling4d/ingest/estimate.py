@@ -71,9 +71,10 @@ def estimate(
             progress(len(lengths), to_look_at)
         usable = [(source, length) for source, length in zip(probed, lengths, strict=True) if length is not None]
         samples: list[Sample] = []
-        for sample in pool.map(lambda item: _sample(item[0], settings, limits), usable[:TIMED]):
+        tried = usable[:TIMED]
+        for number, sample in enumerate(pool.map(lambda item: _sample(item[0], settings, limits), tried), 1):
             samples += [sample] if sample else []
-            progress(len(probed) + len(samples), to_look_at)
+            progress(len(probed) + number, len(probed) + len(tried))
     return _sum_up(sources, probed, usable, samples, settings)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import google_crc32c
 
+from scaling4d.data.catalog import encode_entry, encode_table, entry_of, table_name
 from scaling4d.data.cores import usable_cores
 from scaling4d.data.decode import MAX_FRAMES, BadClip, ClipSettings, decode_clip
 from scaling4d.data.example import Value, decode_example
@@ -24,6 +25,7 @@ from scaling4d.data.order import Draws
 from scaling4d.data.records import BadRecord, decode_index, unframe_record
 from scaling4d.errors import UserError
 from scaling4d.ingest.scan import scan_lengths
+from scaling4d.ingest.shards import file_names
 from scaling4d.ingest.sources import printable
 
 DECODED_SHARE = 0.01
@@ -73,6 +75,7 @@ class _Found:
     bytes: int = 0
     decoded: int = 0
     sources: set[int] = field(default_factory=set)
+    table: list[bytes] = field(default_factory=list)
     unread: int = 0
 
 
@@ -158,7 +161,22 @@ def _check_shard(directory: pathlib.Path, shard: Shard, decoded_share: float, st
     found.bytes = size
     if checksum.hexdigest().decode() != shard.crc32c and not found.problems:
         problem("its checksum is not that of the manifest")
+    _check_table(directory / table_name(shard.name), found, problem)
     return found
+
+
+def _check_table(path: pathlib.Path, found: _Found, problem: Callable[..., None]) -> None:
+    """Data sets may lack tables; one that is there must be that of the shard."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        problem(f"cannot be read: {error.strerror}", name=path.name)
+        return
+    if not found.unread and data != encode_table(found.table):
+        problem("does not say what the shard's records hold", name=path.name)
+    found.table.clear()
 
 
 def _indexed_lengths(directory: pathlib.Path, shard: Shard, problem: Callable[..., None]) -> list[int] | None:
@@ -203,6 +221,7 @@ def _check_entry(entry: bytes, decode: bool, found: _Found) -> str | None:
     found.frames += fields["frames"]
     found.seconds += fields["frames"] / fields["fps"] if fields["fps"] else 0.0
     found.sources.add(hash(fields["source"]))
+    found.table.append(encode_entry(entry_of(fields)))
     if not 1 <= fields["frames"] <= MAX_FRAMES:
         return f"says {fields['frames']} frames; allowed are 1 to {MAX_FRAMES}"
     return _check_video(fields, found) if decode else None
@@ -254,6 +273,7 @@ def _shared_sources(sources: dict[str, set[int]]) -> list[Problem]:
 
 
 def _stray_files(directory: pathlib.Path, shards: list[Shard]) -> list[Problem]:
-    known = {name for shard in shards for name in (shard.name, shard.index_name)}
-    there = [path.name for pattern in ("*.tfrecord", "*.index") for path in sorted(directory.glob(pattern))]
+    known = {name for shard in shards for name in file_names(shard)}
+    patterns = ("*.tfrecord", "*.index", "*.sources.tsv")
+    there = [path.name for pattern in patterns for path in sorted(directory.glob(pattern))]
     return [Problem(name, None, "is not named by the manifest") for name in there if name not in known]

@@ -6,6 +6,7 @@ import shutil
 import google_crc32c
 import pytest
 
+from scaling4d.data.catalog import table_name
 from scaling4d.data.example import decode_example, encode_example
 from scaling4d.data.manifest import read_manifest
 from scaling4d.data.records import BadRecord, encode_index, frame_record, unframe_record
@@ -44,6 +45,7 @@ def entries(path: pathlib.Path) -> list[bytes]:
 
 def rewrite(folder: pathlib.Path, name: str, replaced: list[bytes]) -> None:
     """Writes a shard anew, with an index, checksums and byte counts to match: only its records can be wrong."""
+    (folder / table_name(name)).unlink(missing_ok=True)
     index = encode_index([len(entry) for entry in replaced])
     (folder / name).write_bytes(b"".join(replaced))
     (folder / name).with_suffix(".index").write_bytes(index)
@@ -166,6 +168,13 @@ def test_a_source_in_two_splits_is_found(clips):
 def test_files_that_do_not_belong_are_found(clips):
     shutil.copy(clips / "train-00000.tfrecord", clips / "train-00007.tfrecord")
     assert found(clips) == [("train-00007.tfrecord", None, "is not named by the manifest")]
+
+
+def test_tables_are_checked_against_the_records(clips):
+    first, second = sorted(clips.glob("*.tsv"))[:2]
+    first.write_bytes(first.read_bytes().replace(b"\t6\t", b"\t7\t", 1))
+    second.unlink()
+    assert found(clips) == [(first.name, None, "does not say what the shard's records hold")]
 
 
 def test_the_command_prints_a_table_and_ends_with_1(clips, capsys):
