@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from scaling4d import checkpoints, partitioning, run_records
+from scaling4d.data.mixture import Plan
 from scaling4d.observe import previews
 from scaling4d.pretrained import download
 from scaling4d.run_folder import RunFolder
@@ -25,16 +26,14 @@ def report(run: Run) -> None:
     trainer = run.trainer()
     folder = RunFolder(run.model_dir)
     state_bytes = checkpoints.state_bytes(trainer.abstract_state)
-    train_clips, held_out_clips = run.data.num_clips("train"), run.data.num_clips("validation")
-    examples = run.total_steps * run.batch_size
     rows = {
         "run folder": str(folder.path),
         "model": f"{run.objective.model_description().get('size')}, {run_records.num_parameters(trainer):,} parameters",
         "mesh": ", ".join(f"{axis} {size}" for axis, size in trainer.mesh.shape.items())
         + f" on {trainer.mesh.size} {jax.devices()[0].device_kind} device(s)",
         "batch": f"{run.batch_size} clips in {run.microbatches} microbatch(es)",
-        "steps": f"{run.total_steps:,} ({examples:,} clips, {examples / max(1, train_clips):.1f} epochs)",
-        "data": f"{train_clips:,} training clips, {held_out_clips:,} held-out clips",
+        "steps": _steps(run),
+        "data": _data(run),
         "compute": f"{run.objective.flops_per_example() * run.batch_size / 1e12:.3f} TFLOP a step",
         "would restore": would_restore(run, trainer),
         "checkpoints": _disk(run, folder, state_bytes),
@@ -43,6 +42,33 @@ def report(run: Run) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
         say(f"{name:{width}}  {value}")
+
+
+def _steps(run: Run) -> str:
+    """Clips and epochs; with repeats the epochs of the records too, which are fewer."""
+    examples, repeats = run.total_steps * run.batch_size, run.data.repeats
+    epochs = examples / max(1, run.data.num_clips("train"))
+    text = f"{run.total_steps:,} ({examples:,} clips, {epochs:.1f} epochs"
+    if repeats > 1:
+        text += (
+            f"; each record {repeats} times in a row: {examples // repeats:,} records, {epochs / repeats:.1f} epochs"
+        )
+    return text + ")"
+
+
+def _data(run: Run) -> str:
+    """Sizes, and of a mixture each data set's share and epochs."""
+    text = f"{run.data.num_clips('train'):,} training clips, {run.data.num_clips('validation'):,} held-out clips"
+    sets = run.data.data_sets("train")
+    if len(sets) < 2:
+        return text
+    [segment] = Plan.fresh(sets, seed=run.data.seed, repeats=run.data.repeats).segments
+    records = run.total_steps * run.batch_size / run.data.repeats
+    for share in segment.shares:
+        part = share.draws / segment.block
+        epochs = records * part / share.clips
+        text += f"\n  {share.name}: {part:.3%} of the clips, from {share.clips:,} records, {epochs:.1f} epochs"
+    return text
 
 
 def would_restore(run: Run, trainer: Trainer) -> str:

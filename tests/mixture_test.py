@@ -19,7 +19,9 @@ from scaling4d.data.stream import ClipStream
 from scaling4d.data.tasks import register_clips, register_mixture
 from scaling4d.data.tensorflow_setup import seqio
 from scaling4d.errors import UserError
+from scaling4d.main import main
 from tests import clip_sets
+from tests.conftest import SMALL_RUN
 from tests.video_files import read_code
 
 SETTINGS = ClipSettings(frames=2, size=48, stride=1)
@@ -219,6 +221,31 @@ def test_a_checkpoint_from_before_there_were_plans_goes_on(folders):
         stream("many", start=8, seed=4, resume=Resume(old, "STEP 1", True))
     with pytest.raises(UserError, match="'three' .* is new"):
         stream("three", start=8, resume=Resume(old, "STEP 1"))
+
+
+def test_a_run_on_a_mixture_goes_on_with_another_one(folders, tmp_path, capfd):
+    """Through the command: rates in DATA_DIR, and the flag that says a change is meant."""
+
+    def train(rate: float, *flags: str, steps: int) -> tuple[int, str]:
+        parts = {"many": (str(folders["many"]), rate), "three": (str(folders["three"]), 1.0)}
+        words = [f"--gin.DATA_DIR={parts}", f"--gin.ClipData.task='mixture_test_run_{rate:g}'", *flags]
+        words += [f"--model_dir={tmp_path / 'run'}", f"--gin.TRAIN_STEPS={steps}"]
+        code = main(["train", *SMALL_RUN, "--gin.EVAL_PERIOD=0", *words])
+        return code, "".join(capfd.readouterr())
+
+    code, output = train(3.0, "--dry_run", "--gin.ClipData.repeats=2", steps=4)
+    for words in ("4 (32 clips, 0.7 epochs; each record 2 times in a row: 16 records, 0.4 epochs)", "three: 25.000%"):
+        assert words in output
+    assert code == 0
+    assert train(3.0, steps=2)[0] == 0
+    code, output = train(1.0, steps=4)
+    assert code == 1 and "'three' was 0.25 of the clips, is 0.5" in output and "--allow_config_changes" in output
+    code, output = train(1.0, "--allow_config_changes", steps=4)
+    assert code == 0 and "data from example 16 on: " in output
+    rows = [json.loads(line) for line in (tmp_path / "run/train/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row.get("data/blocked") == 0.0 == row.get("data/bad_read")] == [1, 2, 3, 4]
+    data = json.loads(next((tmp_path / "run/checkpoints/4/data").glob("*")).read_text())
+    assert [segment["start"] for segment in data["plan"]] == [0, 16] and data["next_example"] == 32
 
 
 # -- Blocked and bad ---------------------------------------------------------------------------------------------------
