@@ -81,6 +81,7 @@ class WorkFolder:
         self.folder = folder
         self._limits = [limits.process.memory_bytes, limits.process.seconds]
         self._sizes: dict[pathlib.Path, int] = {}
+        self._paths: dict[str, pathlib.Path] = {}
         identity = {"version": 1, "settings": _record_settings(settings), "software": software()}
         found = self._read_identity()
         if found not in (None, identity) and alone and (discard or self._is_empty()):
@@ -99,14 +100,17 @@ class WorkFolder:
 
     def finished(self, sources: Iterable[Source]) -> dict[str, Done]:
         """By name, what was done of those ``sources`` whose size and time of change are still the same."""
-        wanted = {source.name: [source.size, source.modified] for source in sources}
+        wanted = {source.name: (source.size, source.modified) for source in sources}
         done: dict[str, Done] = {}
         for path in sorted(self.folder.glob("*.journal")):
-            for line in path.read_bytes().split(b"\n")[:-1]:
-                entry = json.loads(line)
-                name = entry["name"]
-                if wanted.get(name) == entry["file"] and name not in done and self._holds(entry):
-                    done[name] = self._done(entry)
+            with open(path, "rb") as file:
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # cut off
+                    entry = json.loads(line)
+                    name = entry["name"]
+                    if wanted.get(name) == tuple(entry["file"]) and name not in done and self._holds(entry):
+                        done[name] = self._done(entry)
         return done
 
     def has_clips(self, spool: Spool) -> bool:
@@ -144,7 +148,7 @@ class WorkFolder:
     def _done(self, entry: dict) -> Done:
         if "reason" in entry:
             return Done(None, skipped=Skipped(entry["name"], entry["reason"], entry["detail"]))
-        path = self.folder / entry["spool"]
+        path = self._paths.setdefault(entry["spool"], self.folder / entry["spool"])  # millions of videos share few
         spool = Spool(path, array("I", entry["lengths"]), entry["frames"], entry["seconds"], entry["offset"])
         return Done(spool, entry["dropped"])
 
