@@ -122,16 +122,26 @@ def _epoch_key(seed: int, *words: int) -> int:
     return derive_key(seed, ORDER_KEY, *words)
 
 
+@functools.lru_cache(4096)
+def _window_key(epoch_key: int, window: int) -> int:
+    return derive_key(epoch_key, WINDOW_KEY, window)
+
+
+@functools.lru_cache(16384)  # the blocks of the windows that 64 data sets are in, many times over
+def _permuted_block(block: int, blocks: int, epoch_key: int) -> int:
+    return permute(block, blocks, epoch_key)
+
+
 def _record_in_blocks(place: int, count: int, epoch_key: int, block_records: int) -> int:
     """The record at ``place`` of an epoch: blocks permuted (a last, shorter one stays last), then windows permuted."""
     window, inside = divmod(place, block_records * WINDOW_BLOCKS)
     start = window * block_records * WINDOW_BLOCKS
     size = min(block_records * WINDOW_BLOCKS, count - start)
-    place = start + permute(inside, size, derive_key(epoch_key, WINDOW_KEY, window))
+    place = start + permute(inside, size, _window_key(epoch_key, window))
     block, inside = divmod(place, block_records)
     blocks = count // block_records
     if block < blocks:
-        block = permute(block, blocks, epoch_key)
+        block = _permuted_block(block, blocks, epoch_key)
     return block * block_records + inside
 
 
