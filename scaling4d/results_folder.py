@@ -5,6 +5,7 @@ responsible for: files that appear at once or not at all (``run_folder.py``).
 """
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
 from typing import IO
 
@@ -16,16 +17,16 @@ class ResultsFolder(RunFolder):
     """The folder that ``--output`` names, or lies in."""
 
     def exists(self, name: str = "") -> bool:
-        with _naming_output():
+        with _naming_output(self.file(name)):
             return super().exists(name)
 
     def create(self) -> None:
-        with _naming_output():
+        with _naming_output(self.path):
             super().create()
 
     @contextlib.contextmanager
     def replacing(self, name: str) -> Iterator[IO[bytes]]:
-        with _naming_output(), super().replacing(name) as file:
+        with _naming_output(self.file(name)), super().replacing(name) as file:
             yield file
 
     def check_new(self, names: Iterable[str]) -> None:
@@ -45,11 +46,13 @@ class ResultsFolder(RunFolder):
 
 
 @contextlib.contextmanager
-def _naming_output() -> Iterator[None]:
-    """A run folder's messages name the trainer's flag."""
+def _naming_output(path: os.PathLike) -> Iterator[None]:
+    """A run folder's messages name the trainer's flag; errors of the system that it does not know become one line."""
     try:
         yield
     except UserError as error:
         if not isinstance(error.__cause__, OSError):
             raise
         raise UserError(str(error).replace("--model_dir", "--output")) from error.__cause__
+    except OSError as error:
+        raise UserError(f"cannot write {os.fspath(path)}: {error.strerror or error}; use another --output") from error

@@ -1,3 +1,5 @@
+import errno
+
 import pytest
 
 from scaling4d.errors import UserError
@@ -25,5 +27,9 @@ def test_messages_name_the_flag_of_the_command(tmp_path):
         ResultsFolder(tmp_path / "file" / "folder").create()
     with pytest.raises(UserError, match="cannot write .*file/folder/x: .* use another --output"):
         ResultsFolder(tmp_path / "file" / "folder").write_text("x", "text")
+    with pytest.raises(UserError, match="cannot write .*x: File too large; use another --output"):
+        with ResultsFolder(tmp_path).replacing("x"):
+            raise OSError(errno.EFBIG, "File too large")  # as where a file system has no larger files
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
     with pytest.raises(UserError, match="--model_dir is wrong"), ResultsFolder(tmp_path).replacing("x"):
         raise UserError("--model_dir is wrong")  # of what is read meanwhile: not about the folder
