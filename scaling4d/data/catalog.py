@@ -32,7 +32,7 @@ _HEADER = "\t".join(Entry._fields).encode()
 
 def table_name(shard: str) -> str:
     """The name of the table of the shard file ``shard``."""
-    return pathlib.PurePath(shard).stem + ".sources.tsv"
+    return shard.removesuffix(".tfrecord") + ".sources.tsv"
 
 
 def entry_of(fields: Mapping[str, Value]) -> Entry:

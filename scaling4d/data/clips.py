@@ -6,12 +6,13 @@ usable without TensorFlow. Not responsible for: threads, batches and prefetching
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from scaling4d.data.decode import BadClip, ClipSettings, decode_clips
+from scaling4d.data.example import Value
 from scaling4d.data.mixture import DataSet, Plan, Share
 from scaling4d.data.order import BLOCK_RECORDS, Draws, Order, epoch_and_record, substitute_record
 from scaling4d.data.records import BadRecord, RecordSource
@@ -101,10 +102,23 @@ class ClipLoader:
         fields = records.read(record)
         if self._blocked and fields.get("source") in self._blocked:
             raise _Blocked
-        video, frames = fields.get("video"), fields.get("frames")
-        if not isinstance(video, bytes) or not isinstance(frames, int):
-            raise BadClip("the record lacks 'video' or 'frames'")
-        return decode_clips(video, frames, self.settings, [Draws(self._seed, index) for index in indices])
+        return decode_fields(records, fields, self.settings, [Draws(self._seed, index) for index in indices])
+
+
+def decode_fields(
+    records: RecordSource, fields: Mapping[str, Value], settings: ClipSettings, draws: Sequence[Draws]
+) -> list[np.ndarray]:
+    """The examples of a record of ``records``, one for each of ``draws``; raises BadClip.
+
+    Sources whose records are no mp4 have a method ``decode(fields, settings, draws)`` of their own.
+    """
+    decode = getattr(records, "decode", None)
+    if decode is not None:
+        return decode(fields, settings, draws)
+    video, frames = fields.get("video"), fields.get("frames")
+    if not isinstance(video, bytes) or not isinstance(frames, int):
+        raise BadClip("the record lacks 'video' or 'frames'")
+    return decode_clips(video, frames, settings, draws)
 
 
 def load_clip(records: RecordSource, index: int, *, seed: int, order: Order, settings: ClipSettings) -> Clip:
