@@ -109,6 +109,20 @@ def test_no_record_repeats_within_an_epoch(sizes, order, data):
             assert sorted(records) == list(range(sizes[source]))
 
 
+@pytest.mark.parametrize("rates", [[1, 3, 1000], [1, 1, 1]])
+def test_data_sets_of_one_three_and_a_thousand_records(rates):
+    plan = Plan.fresh(data_sets(rates, [1, 3, 1000]), seed=7)
+    [segment] = plan.segments
+    counts = np.zeros(1000, int), np.zeros(1000, int), np.zeros(1000, int)
+    blocks = -(-6000 // segment.block)
+    for index in range(10**12 * segment.block, 10**12 * segment.block + blocks * segment.block):
+        source, draw = plan.locate(index)
+        share = segment.shares[source]
+        counts[source][epoch_and_record(7, draw, share.clips, "shuffled", share.key)[1]] += 1
+    assert [count.sum() for count in counts] == [blocks * share.draws for share in segment.shares]
+    assert all(np.ptp(count[:size]) <= 2 for count, size in zip(counts, [1, 3, 1000], strict=True))
+
+
 def test_one_data_set_is_ordered_as_without_a_mixture():
     plan = Plan.fresh([DataSet("alone", 20, "records")], seed=3)
     for index in (0, 5, 19, 20, 10**12):

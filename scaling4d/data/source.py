@@ -59,7 +59,7 @@ class StreamPosition(seqio.ShardInfo):
 
 
 class ClipSource(seqio.DataSource):
-    """Examples of the data set of clips in ``directory`` (made by ``scaling4d ingest``).
+    """Examples of the data set of clips in ``directory``, a folder or a bucket's address (see ``manifest.py``).
 
     Each element is a dictionary: video uint8 [frames, size, size, 3]; index uint32 [2], the high and low word of the
     global example index; weight float32 [], 0 for a clip of zeros; bad int32 [] and source int32 [] (``clips.Clip``).
@@ -69,7 +69,8 @@ class ClipSource(seqio.DataSource):
     """
 
     def __init__(self, directory: str | os.PathLike, settings: ClipSettings | None = None):
-        self.directory = pathlib.Path(directory)
+        # A bucket's address is no path: pathlib would take one of its slashes away.
+        self.directory = os.fspath(directory) if "://" in os.fspath(directory) else pathlib.Path(directory)
         self.settings = settings or ClipSettings()
         self._lock = threading.Lock()
         self._opened: dict[str, RecordSource] = {}
@@ -102,7 +103,7 @@ class ClipSource(seqio.DataSource):
         """The file that holds a record, for messages."""
         shards = self.manifest.splits[split].shards
         ends = list(itertools.accumulate(shard.clips for shard in shards))
-        return str(self.directory / shards[bisect.bisect_right(ends, record)].name)
+        return f"{self.directory}/{shards[bisect.bisect_right(ends, record)].name}"
 
     def get_dataset(
         self,

@@ -72,5 +72,6 @@ def register_mixture(name: str, parts: Mapping[str, tuple[str | os.PathLike, flo
         raise UserError(f"{name!r} cannot be a mixture's name: {error}; change --gin.ClipData.task") from error
 
 
-def _real(directory: str | os.PathLike) -> pathlib.Path:
-    return pathlib.Path(directory).expanduser().resolve()
+def _real(directory: str | os.PathLike) -> str:
+    text = os.fspath(directory)
+    return text.rstrip("/") if "://" in text else str(pathlib.Path(text).expanduser().resolve())
