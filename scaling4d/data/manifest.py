@@ -7,16 +7,18 @@ the shards' contents (``records.py``) or making them (``scaling4d.ingest``).
 
 import hashlib
 import json
-import pathlib
+import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import google_crc32c
-
-from scaling4d.data.records import ShardedRecords, decode_index
+from scaling4d.data.indexes import read_offsets
+from scaling4d.data.records import ShardedRecords
+from scaling4d.data.storage import MissingFile, ReadError, is_bucket, open_store
 from scaling4d.errors import UserError
 
 FORMAT = "scaling4d-clips"
+JPEG_FORMAT = "jpeg-sequences"  # shards of other programs, see jpeg_clips.py
+FORMATS = (FORMAT, JPEG_FORMAT)
 VERSION = 1
 MANIFEST_NAME = "manifest.json"
 ERRORS_NAME = "errors.tsv"
@@ -35,7 +37,8 @@ class Shard:
 
     @property
     def index_name(self) -> str:
-        return pathlib.PurePath(self.name).stem + ".index"
+        """The index beside it; names such as ``train.tfrecord-00000-of-00010`` stay whole, or they would collide."""
+        return self.name.removesuffix(".tfrecord") + ".index"
 
 
 @dataclass(frozen=True)
@@ -76,21 +79,31 @@ def shard_name(split: str, number: int) -> str:
     return f"{split}-{number:05d}.tfrecord"
 
 
-def read_manifest(directory: pathlib.Path) -> Manifest:
-    """The manifest of the data set in ``directory``; raises UserError when there is none or it cannot be used."""
-    path = directory / MANIFEST_NAME
+def packed_index_name(split: str) -> str:
+    """The optional file that holds the index files of a split one after the other, in the manifest's order."""
+    return f"{split}.indexes"
+
+
+def read_manifest(directory: str | os.PathLike) -> Manifest:
+    """The manifest of the data set in ``directory``, a folder or a ``gs://`` or ``s3://`` directory.
+
+    Raises UserError when there is none or it cannot be used.
+    """
+    store = open_store(directory)
+    path = f"{store.directory}/{MANIFEST_NAME}"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{directory} holds no clips: there is no {MANIFEST_NAME}; make it with "
-            f"`scaling4d ingest --input VIDEOS --output {directory}`"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        raw = json.loads(store.read_bytes(MANIFEST_NAME).decode("utf-8"))
+    except MissingFile:
+        make = f"make it with `scaling4d ingest --input VIDEOS --output {store.directory}`"
+        remedy = "copy there a folder that `scaling4d ingest` made" if is_bucket(directory) else make
+        raise UserError(f"{store.directory} holds no clips: there is no {MANIFEST_NAME}; {remedy}") from None
+    except ReadError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); ingest the data set again") from error
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+    finally:
+        store.close()
+    if not isinstance(raw, dict) or raw.get("format") not in FORMATS:
         raise UserError(f"{path} is not the manifest of a clip data set (its format is not {FORMAT!r})")
     if raw.get("version") != VERSION:
         raise UserError(f"{path} has version {raw.get('version')!r}; this program reads version {VERSION}")
@@ -104,20 +117,20 @@ def read_manifest(directory: pathlib.Path) -> Manifest:
         raise UserError(f"{path} is damaged ({error}); ingest the data set again") from error
 
 
-def open_split(directory: pathlib.Path, manifest: Manifest, split: str) -> ShardedRecords:
-    """The records of one split; raises UserError when the split has none or an index is missing or damaged."""
+def open_split(directory: str | os.PathLike, manifest: Manifest, split: str) -> ShardedRecords:
+    """The records of one split; raises UserError when the split has none or an index is missing or damaged.
+
+    ``directory``: as for ``read_manifest``.
+    """
     if split not in manifest.splits or not manifest.splits[split].clips:
         filled = [name for name, found in manifest.splits.items() if found.clips]
         raise UserError(f"{directory} holds no clips in split {split!r}; it has {', '.join(filled) or 'none at all'}")
-    shards = []
-    for shard in manifest.splits[split].shards:
-        index_path = directory / shard.index_name
-        try:
-            index = index_path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{index_path} cannot be read: {error.strerror}; ingest the data set again") from error
-        offsets = decode_index(index, str(index_path))
-        if f"{google_crc32c.value(index):08x}" != shard.index_crc32c:
-            raise UserError(f"{index_path} belongs to another shard or data set (its CRC is not that of the manifest)")
-        shards.append((directory / shard.name, offsets))
-    return ShardedRecords(shards)
+    store = open_store(directory)
+    shards = manifest.splits[split].shards
+    offsets = read_offsets(store, packed_index_name(split), shards)
+    files = [(shard.name, one) for shard, one in zip(shards, offsets, strict=True)]
+    if manifest.format == JPEG_FORMAT:
+        from scaling4d.data.jpeg_clips import JpegClips
+
+        return JpegClips(files, store)
+    return ShardedRecords(files, store=store)

@@ -1,15 +1,13 @@
 """Shards of clip records: TFRecord framing, the offset index beside each shard, and positioned reads.
 
 Responsible for: bytes of record number n, with its CRC checked, or a ``BadRecord``. Not responsible for: which record
-is read (``order.py``), the list of shards (``manifest.py``) or the pixels (``decode.py``). The format is specified in
-``docs/data.md``.
+is read (``order.py``), the list of shards (``manifest.py``), opening and reading files (``storage.py``) or the pixels
+(``decode.py``). The format is specified in ``docs/data.md``.
 """
 
 import bisect
 import os
-import pathlib
 import struct
-import threading
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -17,6 +15,7 @@ import google_crc32c
 import numpy as np
 
 from scaling4d.data.example import Value, decode_example
+from scaling4d.data.storage import ReadError, Store, open_store
 from scaling4d.errors import UserError
 
 INDEX_MAGIC = b"S4DINDEX"
@@ -81,6 +80,11 @@ def encode_index(lengths: Iterable[int]) -> bytes:
     return header + body
 
 
+def index_bytes(records: int) -> int:
+    """How long the index file of a shard of ``records`` records is."""
+    return _INDEX_HEADER.size + 4 * (records + 1)
+
+
 def decode_index(data: bytes, name: str) -> np.ndarray:
     """Offsets uint32 [records + 1] of a shard's entries; raises UserError, naming ``name``, when it is not sound."""
     if len(data) < _INDEX_HEADER.size or data[:8] != INDEX_MAGIC:
@@ -100,22 +104,26 @@ def decode_index(data: bytes, name: str) -> np.ndarray:
 class ShardedRecords:
     """The records of several shard files in a row, numbered from 0; a ``RecordSource``.
 
-    Shard files are opened on first use and stay open; ``read`` is safe from any thread (``pread`` has no position).
-    A shard file that is missing or cut makes its records bad and leaves the numbering of the others alone.
+    ``read`` is safe from any thread. A shard file that is missing, cut or out of reach makes its records bad and leaves
+    the numbering of the others alone.
     """
 
-    def __init__(self, shards: Sequence[tuple[pathlib.Path, np.ndarray]]):
-        """``shards``: each shard's file and its offsets (``decode_index``)."""
-        self._paths = [path for path, _ in shards]
+    def __init__(self, shards: Sequence[tuple[str | os.PathLike, np.ndarray]], store: Store | None = None):
+        """``shards``: each shard's file, a path or a name in ``store``, and its offsets (``decode_index``)."""
+        self._store = store or open_store("")
+        self._names = [os.fspath(name) for name, _ in shards]
         self._offsets = [offsets for _, offsets in shards]
         self._starts = [0]
         for offsets in self._offsets:
             self._starts.append(self._starts[-1] + len(offsets) - 1)
-        self._files: dict[int, int] = {}
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self._starts[-1]
+
+    @property
+    def retries(self) -> int:
+        """How many reads of the store were tried again so far."""
+        return self._store.retries
 
     def read(self, record: int) -> dict[str, Value]:
         """The fields of one record; raises BadRecord on an I/O error, wrong framing, a failing CRC or no Example."""
@@ -123,27 +131,16 @@ class ShardedRecords:
             raise IndexError(f"record {record} of {len(self)}")
         shard = bisect.bisect_right(self._starts, record) - 1
         place = record - self._starts[shard]
-        begin, end = (int(offset) for offset in self._offsets[shard][place : place + 2])
+        begin, end = self._offsets[shard][place : place + 2].tolist()
         try:
-            entry = os.pread(self._descriptor(shard), end - begin, begin)
-        except OSError as error:
-            raise BadRecord(f"{self._paths[shard].name}: {error.strerror}") from error
-        try:
-            if len(entry) != end - begin:
-                raise BadRecord("the shard is cut off")
-            return decode_example(unframe_record(entry))
-        except (BadRecord, ValueError) as error:
-            raise BadRecord(f"{self._paths[shard].name}, record {place}: {error}") from error
+            return self.parse(unframe_record(self._store.read(self._names[shard], begin, end - begin)))
+        except (ReadError, BadRecord, ValueError) as error:
+            raise BadRecord(f"{os.path.basename(self._names[shard])}, record {place}: {error}") from error
+
+    def parse(self, data: bytes) -> dict[str, Value]:
+        """The fields of a record's bytes; raises ValueError when they are none. Other kinds of records override it."""
+        return decode_example(data)
 
     def close(self) -> None:
-        """Closes the shard files; a later read opens them again."""
-        with self._lock:
-            for descriptor in self._files.values():
-                os.close(descriptor)
-            self._files.clear()
-
-    def _descriptor(self, shard: int) -> int:
-        with self._lock:
-            if shard not in self._files:
-                self._files[shard] = os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-            return self._files[shard]
+        """Frees the files and connections of the store; a later read opens them again."""
+        self._store.close()
