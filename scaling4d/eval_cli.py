@@ -158,7 +158,9 @@ def _held_out(arrays, folder, flags, bindings, stop: StopRequest) -> _Found:
     if found.pictures:
         folder.write_bytes(f"{name}.png", previews.encode_png(previews.sheet(found.pictures)))
         folder.write_bytes(f"{name}.mp4", encode_mp4(previews.film(found.pictures), previews.CLIP_FPS))
-    title = f"{found.about['clips']} held-out clips of {found.about['data'] or 'the data set'}"
+    data = found.about["data"]
+    where = (data if isinstance(data, str) else ", ".join(data)) or "the data set"
+    title = f"{found.about['clips']} held-out clips of {where}"
     return _Found(name, title, found.metrics, {**found.about, "gin": list(bindings)})
 
 
