@@ -1,10 +1,11 @@
-"""``scaling4d ingest --verify DIR`` and ``--stats DIR``: looks at a data set that is there.
+"""``scaling4d ingest --verify DIR``, ``--stats DIR`` and ``--index DIR``: looks at records that are there.
 
 Responsible for: flags, the progress line and what is printed. Not responsible for: the checks (``verify.py``), the
-numbers (``stats.py``) or making data sets (``cli.py``).
+numbers (``stats.py``), index files (``index_shards.py``) or making data sets of videos (``cli.py``).
 """
 
 import argparse
+import contextlib
 import pathlib
 import time
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--verify", metavar="DIR", help="check the data set in DIR")
     what.add_argument("--stats", metavar="DIR", help="describe the data set in DIR")
+    what.add_argument("--index", metavar="DIR", help="make the shards of JPEG clips in DIR a data set")
     add("--decode_all", action="store_true", help="with --verify: decode every clip instead of one in a hundred")
     add("--sheet", metavar="PNG", help="with --stats: where the sheet of clips goes (DIR/sheet.png; none: nowhere)")
     add("--workers", type=int, metavar="N", help="shards looked at at the same time (one a core)")
@@ -37,26 +39,27 @@ def main(argv: Sequence[str]) -> int:
     flags = build_parser().parse_args(argv)
     if flags.workers is not None and flags.workers < 1:
         raise UserError(f"--workers {flags.workers}: must be 1 or more")
+    for name in ("verify", "stats", "index"):
+        check_folder(name, getattr(flags, name))
     if flags.stats is not None:
         return _stats(flags)
+    if flags.index is not None:
+        return _index(flags)
     return _verify(flags)
+
+
+def check_folder(name: str, folder: str | None) -> None:
+    """Raises UserError for a bucket: ingest and its checks work on folders."""
+    if folder is not None and "://" in folder:
+        raise UserError(f"--{name} {folder}: must be a folder; copy a data set to or from a bucket with its own tools")
 
 
 def _verify(flags: argparse.Namespace) -> int:
     from scaling4d.ingest.verify import DECODED_SHARE, verify
 
-    line = StatusLine()
-    began = time.monotonic()
-
-    def show(progress) -> None:
-        text = lambda: progress_text(progress, time.monotonic() - began)  # noqa: E731
-        line.show(text, now=progress.shards_done == progress.shards)
-
-    try:
-        share = 1.0 if flags.decode_all else DECODED_SHARE
+    share = 1.0 if flags.decode_all else DECODED_SHARE
+    with _progress("verify") as show:
         report = verify(flags.verify, decoded_share=share, workers=flags.workers, progress=show)
-    finally:
-        line.close()
     if report.problems:
         print("\n".join(problem_rows(report.problems)))
     found = f"{len(report.problems)} problems" if report.problems else "no problem"
@@ -65,6 +68,34 @@ def _verify(flags: argparse.Namespace) -> int:
         f"{report.decoded} clips were decoded"
     )
     return exits.ERROR if report.problems else exits.DONE
+
+
+def _index(flags: argparse.Namespace) -> int:
+    from scaling4d.ingest.index_shards import index_shards
+    from scaling4d.ingest.verify import Problem
+
+    with _progress("index") as show:
+        manifest, problems = index_shards(flags.index, workers=flags.workers, progress=show)
+    if problems:
+        print("\n".join(problem_rows([Problem(item.name, None, item.detail) for item in problems])))
+    counts = [f"{split.clips:,} {name} clips in {len(split.shards)} shards" for name, split in manifest.splits.items()]
+    print(f"{flags.index} holds {', '.join(counts)}; {len(problems)} problems")
+    return exits.DONE
+
+
+@contextlib.contextmanager
+def _progress(command: str):
+    line = StatusLine()
+    began = time.monotonic()
+
+    def show(progress) -> None:
+        is_last = progress.shards_done == progress.shards
+        line.show(lambda: progress_text(progress, time.monotonic() - began, command), now=is_last)
+
+    try:
+        yield show
+    finally:
+        line.close()
 
 
 def _stats(flags: argparse.Namespace) -> int:
@@ -82,13 +113,15 @@ def _stats(flags: argparse.Namespace) -> int:
     return exits.DONE
 
 
-def progress_text(progress, seconds: float) -> str:
+def progress_text(progress, seconds: float, command: str = "verify") -> str:
     """One line; the time left follows from the bytes done in ``seconds``."""
     share = progress.bytes_done / progress.bytes if progress.bytes else 1.0
     left = f"{format_duration(seconds * (1 - share) / share)} left" if share > 0 else "time left unknown"
     if progress.shards_done == progress.shards:
         left = f"done in {format_duration(seconds)}"
-    return f"verify: {progress.shards_done}/{progress.shards} shards, {progress.problems} problems, {share:.0%}, {left}"
+    return (
+        f"{command}: {progress.shards_done}/{progress.shards} shards, {progress.problems} problems, {share:.0%}, {left}"
+    )
 
 
 def problem_rows(problems) -> list[str]:

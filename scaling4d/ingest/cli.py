@@ -36,8 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="scaling4d ingest",
         description="Turns video files (mp4, m4v, webm, mkv, avi, mov) into a data set of short H.264 clips for "
         "training. A file that cannot be used is skipped, listed at the end and in OUTPUT/errors.tsv.",
-        epilog="Of a data set that is there: scaling4d ingest --verify DIR checks every byte, "
-        "scaling4d ingest --stats DIR describes it (each with --help for its flags).",
+        epilog="For records that are there, each with --help for its flags: scaling4d ingest --verify DIR checks every "
+        "byte of a data set, --stats DIR describes it, --index DIR makes TFRecord shards of JPEG clips a data set.",
     )
     default = IngestSettings()
     add = parser.add_argument
@@ -114,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code, raises UserError for mistakes of the user."""
-    if any(argument.split("=")[0] in ("--verify", "--stats") for argument in argv):
+    if any(argument.split("=")[0] in ("--verify", "--stats", "--index") for argument in argv):
         return checks_cli.main(argv)
     flags = build_parser().parse_args(argv)
     settings = IngestSettings(**{field.name: getattr(flags, field.name) for field in fields(IngestSettings)})
@@ -122,6 +122,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--workers {flags.workers}: must be 1 or more")
     if flags.file_seconds < 1 or flags.file_memory_gb < 0.25:
         raise UserError("--file_seconds must be 1 or more and --file_memory_gb 0.25 or more")
+    checks_cli.check_folder("output", flags.output)
     if flags.shard and flags.merge:
         raise UserError("--shard and --merge exclude each other: --merge comes last, once, when all parts are done")
     try:

@@ -47,6 +47,9 @@ def test_mistakes_are_user_errors(folder, tmp_path):
     fails("--min_frames 65", "--min_frames", "65")
     fails("--workers 0", "--workers", "0")
     fails("--file_seconds", "--file_seconds", "0")
+    fails("--output gs://b/clips: must be a folder", "--output", "gs://b/clips")
+    with pytest.raises(UserError, match="--verify s3://b: must be a folder"):
+        cli.main(["--verify", "s3://b"])
     with pytest.raises(SystemExit) as error:
         cli.main(["--input", str(folder)])
     assert error.value.code == 2

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from scaling4d.data.catalog import Entry, entry_of, read_table, table_name
-from scaling4d.data.decode import BadClip, ClipSettings, decode_clip
+from scaling4d.data.clips import decode_fields
+from scaling4d.data.decode import BadClip, ClipSettings
 from scaling4d.data.manifest import Manifest, Shard, open_split, read_manifest
 from scaling4d.data.order import Draws
 from scaling4d.data.records import BadRecord, RecordSource, decode_index
@@ -57,7 +58,8 @@ def count(directory: pathlib.Path, manifest: Manifest) -> Counts:
                 counts.frames[entry.frames] += 1
                 counts.rates[round(entry.fps, 2)] += 1
                 counts.pixels[entry.width, entry.height] += 1
-                counts.seconds[_power(entry.frames / entry.fps if entry.fps > 0 else 0)] += 1
+                if entry.fps > 0:  # shards of other programs may not say it
+                    counts.seconds[_power(entry.frames / entry.fps)] += 1
                 counts.bytes[_power(size)] += 1
             first += shard.clips
     return counts
@@ -176,6 +178,6 @@ def _frames(records: RecordSource, number: int) -> np.ndarray:
         stored = fields["frames"]
         stride = max((stored - 1) // (_SHEET_FRAMES - 1), 1)
         wanted = ClipSettings(frames=_SHEET_FRAMES, size=_SHEET_SIZE, stride=stride, crop="center")
-        return decode_clip(fields["video"], stored, wanted, Draws(0, 0))
+        return decode_fields(records, fields, wanted, [Draws(0, 0)])[0]
     except (BadRecord, BadClip, KeyError):
         return np.full((_SHEET_FRAMES, _SHEET_SIZE, _SHEET_SIZE, 3), _MISSING)

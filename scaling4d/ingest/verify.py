@@ -18,9 +18,10 @@ import google_crc32c
 
 from scaling4d.data.catalog import encode_entry, encode_table, entry_of, table_name
 from scaling4d.data.cores import usable_cores
-from scaling4d.data.decode import MAX_FRAMES, BadClip, ClipSettings, decode_clip
+from scaling4d.data.decode import MAX_FRAMES, BadClip, ClipSettings, decode_clips
 from scaling4d.data.example import Value, decode_example
-from scaling4d.data.manifest import MANIFEST_NAME, Shard, Split, read_manifest
+from scaling4d.data.jpeg_clips import decode_jpeg_clip, parse_jpeg_clip
+from scaling4d.data.manifest import JPEG_FORMAT, MANIFEST_NAME, Shard, Split, read_manifest
 from scaling4d.data.order import Draws
 from scaling4d.data.records import BadRecord, decode_index, unframe_record
 from scaling4d.errors import UserError
@@ -30,7 +31,15 @@ from scaling4d.ingest.sources import printable
 
 DECODED_SHARE = 0.01
 _DECODED_SIZE = 32  # pixels a side of the pictures that are made to see that a clip decodes
-_FIELDS = {"video": bytes, "source": bytes, "frames": int, "width": int, "height": int, "fps": float, "start_us": int}
+_FIELDS = {
+    "video": (bytes, list),
+    "source": bytes,
+    "frames": int,
+    "width": int,
+    "height": int,
+    "fps": float,
+    "start_us": int,
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,18 @@ class Report:
     problems: tuple[Problem, ...]
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """How the records of a format become fields, and fields pixels."""
+
+    parse: Callable[[bytes], dict[str, Value]]
+    decode: Callable[[dict[str, Value], ClipSettings, list[Draws]], object]
+
+
+def _decode_own(fields: dict[str, Value], settings: ClipSettings, draws: list[Draws]) -> object:
+    return decode_clips(fields["video"], fields["frames"], settings, draws)
+
+
 @dataclass
 class _Found:
     """What one shard really holds."""
@@ -93,6 +114,8 @@ def verify(
     """
     directory = pathlib.Path(directory)
     manifest = read_manifest(directory)
+    is_jpeg = manifest.format == JPEG_FORMAT
+    kind = _Kind(parse_jpeg_clip, decode_jpeg_clip) if is_jpeg else _Kind(decode_example, _decode_own)
     shards = [(name, shard) for name, split in manifest.splits.items() for shard in split.shards]
     found: dict[str, list[_Found]] = {name: [] for name in manifest.splits}
     problems = _stray_files(directory, [shard for _, shard in shards])
@@ -101,7 +124,7 @@ def verify(
     progress(VerifyProgress(0, len(shards), 0, total, len(problems)))
     with ThreadPoolExecutor(workers or usable_cores(), thread_name_prefix="verify") as pool:
         try:
-            checks = pool.map(lambda item: _check_shard(directory, item[1], decoded_share, stop), shards)
+            checks = pool.map(lambda item: _check_shard(directory, item[1], kind, decoded_share, stop), shards)
             for number, ((split, shard), result) in enumerate(zip(shards, checks, strict=True), 1):
                 found[split].append(result)
                 problems += result.problems
@@ -124,7 +147,9 @@ def verify(
     )
 
 
-def _check_shard(directory: pathlib.Path, shard: Shard, decoded_share: float, stop: threading.Event) -> _Found:
+def _check_shard(
+    directory: pathlib.Path, shard: Shard, kind: _Kind, decoded_share: float, stop: threading.Event
+) -> _Found:
     found = _Found()
 
     def problem(what: str, record: int | None = None, name: str = shard.name) -> None:
@@ -148,7 +173,7 @@ def _check_shard(directory: pathlib.Path, shard: Shard, decoded_share: float, st
                     return found
                 entry = file.read(length)
                 checksum.update(entry)
-                what = _check_entry(entry, number in decoded, found)
+                what = _check_entry(entry, kind, number in decoded, found)
                 if what:
                     found.unread += 1
                     problem(what, number)
@@ -208,30 +233,31 @@ def _walked_lengths(path: pathlib.Path, problem: Callable[..., None]) -> Iterato
         problem(f"{error}; what follows cannot be told apart without the index", count)
 
 
-def _check_entry(entry: bytes, decode: bool, found: _Found) -> str | None:
+def _check_entry(entry: bytes, kind: _Kind, decode: bool, found: _Found) -> str | None:
     """Counts one record; what is wrong with it, or None."""
     try:
-        fields = decode_example(unframe_record(entry))
+        fields = kind.parse(unframe_record(entry))
     except (BadRecord, ValueError) as error:
         return str(error)
-    for name, kind in _FIELDS.items():
-        if not isinstance(fields.get(name), kind):
-            return f"has no field {name!r} of type {kind.__name__}"
+    for name, wanted in _FIELDS.items():
+        if not isinstance(fields.get(name), wanted):
+            return f"has no field {name!r}"
     found.clips += 1
     found.frames += fields["frames"]
     found.seconds += fields["frames"] / fields["fps"] if fields["fps"] else 0.0
-    found.sources.add(hash(fields["source"]))
+    if fields["source"]:
+        found.sources.add(hash(fields["source"]))
     found.table.append(encode_entry(entry_of(fields)))
     if not 1 <= fields["frames"] <= MAX_FRAMES:
         return f"says {fields['frames']} frames; allowed are 1 to {MAX_FRAMES}"
-    return _check_video(fields, found) if decode else None
+    return _check_video(fields, kind, found) if decode else None
 
 
-def _check_video(fields: dict[str, Value], found: _Found) -> str | None:
+def _check_video(fields: dict[str, Value], kind: _Kind, found: _Found) -> str | None:
     found.decoded += 1
     every_frame = ClipSettings(frames=fields["frames"], size=_DECODED_SIZE, stride=1, crop="center")
     try:
-        decode_clip(fields["video"], fields["frames"], every_frame, Draws(0, 0))
+        kind.decode(fields, every_frame, [Draws(0, 0)])
     except BadClip as error:
         return f"does not decode: {error} ({printable(fields['source'].decode('utf-8', 'surrogateescape'))})"
     return None
@@ -274,6 +300,6 @@ def _shared_sources(sources: dict[str, set[int]]) -> list[Problem]:
 
 def _stray_files(directory: pathlib.Path, shards: list[Shard]) -> list[Problem]:
     known = {name for shard in shards for name in file_names(shard)}
-    patterns = ("*.tfrecord", "*.index", "*.sources.tsv")
+    patterns = ("*.tfrecord", "*.index", "*.sources.tsv") if shards and shards[0].name.endswith(".tfrecord") else ()
     there = [path.name for pattern in patterns for path in sorted(directory.glob(pattern))]
     return [Problem(name, None, "is not named by the manifest") for name in there if name not in known]

@@ -140,7 +140,7 @@ def test_records_without_their_fields_are_found(clips):
     name = "validation-00000.tfrecord"
     first, *others = entries(clips / name)
     rewrite(clips, name, [with_fields(first, source=""), *others])
-    assert found(clips) == [(name, 0, "has no field 'source' of type bytes")]
+    assert found(clips) == [(name, 0, "has no field 'source'")]
     rewrite(clips, name, [frame_record(b"\xffno example"), *others])
     assert found(clips)[0][:2] == (name, 0) and "tf.train.Example" in found(clips)[0][2]
 
