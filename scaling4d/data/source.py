@@ -102,8 +102,12 @@ class ClipSource(seqio.DataSource):
     def file_of(self, split: str, record: int) -> str:
         """The file that holds a record, for messages."""
         shards = self.manifest.splits[split].shards
-        ends = list(itertools.accumulate(shard.clips for shard in shards))
-        return f"{self.directory}/{shards[bisect.bisect_right(ends, record)].name}"
+        return f"{self.directory}/{shards[bisect.bisect_right(self._shard_ends[split], record)].name}"
+
+    @functools.cached_property
+    def _shard_ends(self) -> dict[str, list[int]]:
+        splits = self.manifest.splits.items()
+        return {name: list(itertools.accumulate(shard.clips for shard in split.shards)) for name, split in splits}
 
     def get_dataset(
         self,
