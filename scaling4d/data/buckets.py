@@ -18,6 +18,8 @@ from scaling4d.errors import UserError
 
 _TRANSIENT_STATUSES = {408, 425, 429}  # and all of 500 to 599
 _STATUS = re.compile(r"status code: (?P<code>\d{3})(?P<text>[ A-Za-z-]*)")
+_KIND = re.compile(r"\bkind: (?P<kind>[A-Z][a-z]+)")
+_KINDS = {"Timeout": "timeout", "Connect": "no connection", "Interrupted": "the connection broke"}
 _CREDENTIALS_LIFE = datetime.timedelta(minutes=5)  # boto3 renews its own in time; this is how often it is asked
 
 
@@ -129,11 +131,15 @@ def _import_obstore(url: str, scheme: str) -> Any:
 def _aws_credentials() -> Any:
     """boto3's credentials (environment, profile, single sign-on, role of the machine), or None where there are none."""
     import boto3
+    from botocore.exceptions import BotoCoreError
     from obstore.auth.boto3 import Boto3CredentialProvider
 
-    session = boto3.Session()
-    if session.get_credentials() is None:
-        return None
+    try:
+        session = boto3.Session()
+        if session.get_credentials() is None:
+            return None
+    except BotoCoreError as error:
+        raise ReadError(f"no credentials: {error}") from error
     return Boto3CredentialProvider(session, ttl=_CREDENTIALS_LIFE)
 
 
@@ -141,19 +147,23 @@ def _explained(error: Exception) -> Exception:
     """The client's error as one that passes or one that stays."""
     text = str(error)
     status = _STATUS.search(text)
-    if status is None:  # no answer: no connection, cut, stalled, or no credentials to ask with
+    if "token request" in text:  # its server, on machines in the cloud, may be away for a moment
+        why = status["code"] if status else _one_line(error)
+        return TransientError(f"no credentials ({why}): run `gcloud auth application-default login`")
+    if "object was only" in text or (status and status["code"] == "416"):
+        return ReadError("it is cut off")
+    if status is None:  # no whole answer
         return TransientError(_one_line(error))
     code, said = int(status["code"]), f"{status['code']}{status['text'].rstrip()}"
-    if code == 416:
-        return ReadError("it is cut off")
     return TransientError(said) if code in _TRANSIENT_STATUSES or code >= 500 else ReadError(said)
 
 
 def _one_line(error: Exception) -> str:
-    """The innermost cause that the client names, else the first line of its message."""
+    """What kind of failure the client names, else the first line of its message."""
     text = str(error)
-    if "kind: Timeout" in text:
-        return "timeout"
+    kind = _KIND.search(text)
+    if kind and kind["kind"] in _KINDS:
+        return _KINDS[kind["kind"]]
     return text.partition("\n")[0].strip() or type(error).__name__
 
 

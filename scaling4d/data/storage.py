@@ -258,7 +258,7 @@ class _OpenFile:
 
     def __init__(self, path: str):
         self.descriptor = -1
-        self.used = True
+        self.used = False  # read again since it was opened or last passed over
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
