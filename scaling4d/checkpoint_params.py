@@ -6,6 +6,7 @@ The run is only read: a trainer may be writing it at the same time.
 """
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from scaling4d import model_json
 from scaling4d.errors import UserError
 from scaling4d.models import released
 from scaling4d.pretrained import checkpoint, weights
+
+_DELETING_S = 2.0
 
 
 class ReadCheckpoint:
@@ -52,7 +55,7 @@ class ReadCheckpoint:
         try:
             array = self._arrays.read(name)
         except UserError as error:
-            if (self.run.path / "checkpoints" / str(self.step)).exists():
+            if not self._vanishes():
                 raise
             raise UserError(
                 f"{self.source} was deleted while it was read: its run keeps only the newest checkpoints; start again, "
@@ -61,6 +64,15 @@ class ReadCheckpoint:
         self._bytes += array.nbytes
         self.on_bytes(self._bytes)
         return array
+
+    def _vanishes(self) -> bool:
+        """Whether the checkpoint is gone, or goes within moments: its files are deleted before its folder is."""
+        until = time.monotonic() + _DELETING_S
+        while there := (self.run.path / "checkpoints" / str(self.step)).exists():
+            if time.monotonic() >= until:
+                break
+            time.sleep(_DELETING_S / 20)
+        return not there
 
 
 def float32_bytes(shapes: Mapping[str, released.Shape], names: Any = None) -> int:

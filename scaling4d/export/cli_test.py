@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import signal
+import threading
 
 import jax
 import numpy as np
@@ -159,7 +160,9 @@ def test_a_checkpoint_that_vanishes_while_it_is_read(run, tmp_path, monkeypatch)
     restore = ocp.PyTreeCheckpointHandler.restore
 
     def delete_and_restore(self, item, args):
-        shutil.rmtree(copied / "checkpoints" / "20", ignore_errors=True)
+        folder = copied / "checkpoints" / "20"
+        shutil.rmtree(folder / "state", ignore_errors=True)
+        threading.Timer(0.3, shutil.rmtree, [folder], {"ignore_errors": True}).start()
         return restore(self, item, args=args)
 
     monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", delete_and_restore)
