@@ -5,9 +5,10 @@ objective's tree. Not responsible for: reading arrays (``pretrained/checkpoint.p
 The run is only read: a trainer may be writing it at the same time.
 """
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,8 @@ class ReadCheckpoint:
         self.run, self.step = checkpoint.find(source, step)
         self.model = model_json.read(self.run)
         self.ema = bool(self.model.get("ema")) if ema is None else ema
-        self._arrays = checkpoint.CheckpointArrays(source, self.step, self.ema)
+        with self._while_there():
+            self._arrays = checkpoint.CheckpointArrays(source, self.step, self.ema)
         self.source: str = self._arrays.source
         self.shapes: Mapping[str, released.Shape] = self._arrays.shapes
         self.on_bytes: Callable[[int], None] = lambda done: None
@@ -52,27 +54,27 @@ class ReadCheckpoint:
 
     def read(self, name: str) -> np.ndarray:
         """One array, float32; raises UserError where it is damaged, or gone."""
-        try:
+        with self._while_there():
             array = self._arrays.read(name)
-        except UserError as error:
-            if not self._vanishes():
-                raise
-            raise UserError(
-                f"{self.source} was deleted while it was read: its run keeps only the newest checkpoints; start again, "
-                "or keep more (--gin.SaveCheckpointConfig.keep)"
-            ) from error
         self._bytes += array.nbytes
         self.on_bytes(self._bytes)
         return array
 
-    def _vanishes(self) -> bool:
-        """Whether the checkpoint is gone, or goes within moments: its files are deleted before its folder is."""
-        until = time.monotonic() + _DELETING_S
-        while there := (self.run.path / "checkpoints" / str(self.step)).exists():
-            if time.monotonic() >= until:
-                break
-            time.sleep(_DELETING_S / 20)
-        return not there
+    @contextlib.contextmanager
+    def _while_there(self) -> Iterator[None]:
+        """Says so where a checkpoint looks damaged because its run deletes it: its files go before its folder does."""
+        try:
+            yield
+        except UserError as error:
+            until = time.monotonic() + _DELETING_S
+            while error.__cause__ is not None and time.monotonic() < until:
+                if not (self.run.path / "checkpoints" / str(self.step)).exists():
+                    raise UserError(
+                        f"checkpoint {self.step} of {self.run} was deleted while it was read: its run keeps only the "
+                        "newest ones; start again, or keep more (--gin.SaveCheckpointConfig.keep)"
+                    ) from error
+                time.sleep(_DELETING_S / 20)
+            raise
 
 
 def float32_bytes(shapes: Mapping[str, released.Shape], names: Any = None) -> int:
