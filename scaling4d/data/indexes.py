@@ -71,7 +71,7 @@ def _read_piece(
 ) -> list[np.ndarray]:
     begin, end, shards = piece
     try:
-        data = memoryview(store.read(name, begin, end - begin))
+        data = store.read(name, begin, end - begin)
     except ReadError as error:
         if not final:
             raise
@@ -93,9 +93,9 @@ def _read_index(store: Store, shard: IndexedShard) -> np.ndarray:
         raise UserError(f"{path} cannot be read: {error}; ingest the data set again") from error
 
 
-def _checked(data: bytes | memoryview, path: str, shard: IndexedShard) -> np.ndarray:
+def _checked(data: bytes, path: str, shard: IndexedShard) -> np.ndarray:
     offsets = decode_index(data, path)
-    if f"{google_crc32c.value(bytes(data)):08x}" != shard.index_crc32c:
+    if f"{google_crc32c.value(data):08x}" != shard.index_crc32c:
         raise UserError(
             f"{path} belongs to another shard or data set than {shard.name} (its CRC is not that of the manifest)"
         )

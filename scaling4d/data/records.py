@@ -85,7 +85,7 @@ def index_bytes(records: int) -> int:
     return _INDEX_HEADER.size + 4 * (records + 1)
 
 
-def decode_index(data: bytes | memoryview, name: str) -> np.ndarray:
+def decode_index(data: bytes, name: str) -> np.ndarray:
     """Offsets uint32 [records + 1] of a shard's entries; raises UserError, naming ``name``, when it is not sound."""
     if len(data) < _INDEX_HEADER.size or data[:8] != INDEX_MAGIC:
         raise UserError(f"{name} is not the index of a clip shard; ingest the data set again")
