@@ -12,6 +12,7 @@ equal a share as whole numbers allow; a chunk's positions are permuted. So draw 
     c = first + block * draws + (draws in the block's chunks before) + (rank in the chunk),
 
 a start at any position needs no history, and the draws of a data set come in order, apart from a chunk's shuffling.
+Changing any of this changes every run on a mixture: ``order.ORDER_VERSION`` must then be raised.
 """
 
 import bisect

@@ -11,6 +11,9 @@ from scaling4d.data.mixture import CHUNK, DataSet, Plan, block_draws
 from scaling4d.data.order import epoch_and_record
 from scaling4d.errors import UserError
 
+GOLDEN_SMALL = [(1, 2), (0, 1), (1, 0), (0, 4), (0, 3), (0, 6), (0, 2), (0, 5), (1, 1), (0, 0), (0, 12), (0, 9)]
+GOLDEN_LARGE = [(52, 25810957039), (59, 77570557605), (63, 145471573064), (63, 145471573151), (62, 124310493842)]
+GOLDEN_KEYS = [108502842204813, 140444109015571]
 RATES = st.lists(st.floats(0.01, 100), min_size=1, max_size=8)
 SIZES = st.integers(1, 300)
 
@@ -195,6 +198,28 @@ def test_after_changes_of_the_mixture_nothing_is_drawn_twice(changes, repeats):
         counts = sorted(draw for found, draw in drawn if found == name)
         skipped = (counts[-1] + 1 - len(counts)) if counts else 0
         assert skipped <= block * (len(changes) + 1)  # the rest of a chunk at each change, and the one that is open
+
+
+@pytest.mark.parametrize("cut", [1, 4095, 4096, 6000, 3 * 4096 + 1])
+def test_a_change_in_the_middle_of_a_long_block_passes_over_less_than_a_chunk(cut):
+    sets = data_sets([1.0, 0.3, 0.02, 0.0007])
+    plan = Plan.fresh(sets, seed=5)
+    changed = plan.continued(Plan.fresh(sets[:2], seed=5), cut)
+    seen = {plan.locate(index) for index in range(cut)}
+    assert all(changed.locate(index) == plan.locate(index) for index in range(0, cut, 97))
+    for source, share in enumerate(changed.segments[1].shares):
+        drawn = [draw for found, draw in seen if found == source]
+        assert max(drawn, default=-1) < share.first <= len(drawn) + CHUNK
+    after = [changed.locate(index) for index in range(cut, cut + 3000)]
+    assert len(set(after)) == 3000 and not seen & set(after)
+
+
+def test_the_order_of_a_mixture_is_pinned():
+    """Where these numbers change, every run on a mixture changes: raise ORDER_VERSION."""
+    small, large = Plan.fresh(data_sets([0.7, 0.3]), seed=11), Plan.fresh(uneven(), seed=11)
+    assert [small.locate(index) for index in range(12)] == GOLDEN_SMALL
+    assert [large.locate(10**12 + index) for index in range(5)] == GOLDEN_LARGE
+    assert [share.key for share in small.segments[0].shares] == GOLDEN_KEYS
 
 
 def test_a_new_name_or_an_equal_rate_is_no_change():
