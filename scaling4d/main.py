@@ -15,7 +15,7 @@ from scaling4d.errors import UserError
 
 COMMANDS = {
     "train": ("scaling4d.train_cli", "pretrain a model; starting the same command again resumes it"),
-    "eval": ("scaling4d.eval_cli", "held-out loss and reconstructions of a checkpoint"),
+    "eval": ("scaling4d.evals.cli", "held-out loss and reconstructions of a checkpoint"),
     "export": ("scaling4d.export.cli", "write a checkpoint's backbone in the released layout"),
     "features": ("scaling4d.inference.features_cli", "features of video files, with a picture of them"),
     "depth": ("scaling4d.inference.depth_cli", "depth of a video file"),

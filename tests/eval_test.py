@@ -47,7 +47,7 @@ def frames(path) -> list[np.ndarray]:
 
 def test_help_loads_nothing_heavy():
     code = (
-        "import sys; from scaling4d import eval_cli; from scaling4d.export import cli; "
+        "import sys; from scaling4d.evals import cli as eval_cli; from scaling4d.export import cli; "
         "eval_cli.build_parser().format_help(); cli.build_parser().format_help(); "
         "print(sorted({'jax', 'tensorflow', 'numpy', 'gin', 'orbax', 'av', 'etils'} & set(sys.modules)))"
     )

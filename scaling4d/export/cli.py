@@ -1,7 +1,7 @@
 """``scaling4d export``: the backbone of a checkpoint as one file in the released layout.
 
 Responsible for: flags, the progress line and what is printed. Not responsible for: the file (``released.py``) or
-reading checkpoints (``checkpoint_params.py``). ``--help`` loads nothing heavy, so the heavy imports are inside
+reading checkpoints (``pretrained/read_checkpoint.py``). ``--help`` loads nothing heavy, so the heavy imports are inside
 ``main``.
 """
 
@@ -47,9 +47,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _export(flags: argparse.Namespace, parent: str, name: str, stop: StopRequest) -> int:
     from scaling4d import model_json
-    from scaling4d.checkpoint_params import ReadCheckpoint, float32_bytes
     from scaling4d.countdown import Countdown
     from scaling4d.export import released
+    from scaling4d.pretrained.read_checkpoint import ReadCheckpoint, float32_bytes
     from scaling4d.results_folder import ResultsFolder
 
     folder = ResultsFolder(parent)

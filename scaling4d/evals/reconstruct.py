@@ -2,7 +2,7 @@
 
 Responsible for: the model from a run's ``model.json`` alone, the metrics of a video's windows, and a film and a sheet
 of its reconstruction. Not responsible for: windows (``inference/windows.py``), layout (``observe/previews.py``) or the
-command (``eval_cli.py``). Works with the base install, in memory that does not grow with the video.
+command (``cli.py``). Works with the base install, in memory that does not grow with the video.
 
 Window n of the video is masked as example [0, n] of the run is, so that the same video gives the same masks. The last
 window may end with repeats of the last frame: it is reconstructed as it is and counts by its share of real frames.
@@ -21,7 +21,6 @@ import jax
 import numpy as np
 
 from scaling4d import model_json, partitioning
-from scaling4d.checkpoint_params import ReadCheckpoint, placed
 from scaling4d.inference import windows
 from scaling4d.inference.movie import Movie
 from scaling4d.inference.windows import Batch
@@ -29,6 +28,7 @@ from scaling4d.objectives.combine import combine
 from scaling4d.objectives.simple_mae import EPSILON, SimpleMAE, simple_mae_from
 from scaling4d.observe import previews
 from scaling4d.partitioning import Partitioner
+from scaling4d.pretrained.read_checkpoint import ReadCheckpoint, placed
 from scaling4d.results_folder import ResultsFolder
 
 WINDOWS_IN_SHEET = 4

@@ -1,7 +1,7 @@
 """A checkpoint on the held-out clips of its run.
 
 Responsible for: the run, rebuilt from its own configuration, and its parameters without the rest of its state. Not
-responsible for: metrics and pictures (``evaluation.py``, which training uses as well) or the command (``eval_cli.py``).
+responsible for: metrics and pictures (``evaluation.py``, which training uses as well) or the command (``cli.py``).
 Reads clip records, so it needs the extra ``train``.
 """
 
@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scaling4d import config, configurables, run_records
-from scaling4d.checkpoint_params import ReadCheckpoint, placed
 from scaling4d.config import syntax
 from scaling4d.errors import UserError
 from scaling4d.evaluation import Evaluator
+from scaling4d.pretrained.read_checkpoint import ReadCheckpoint, placed
 from scaling4d.run_folder import RunFolder
 from scaling4d.train import Run, device_memory_errors
 

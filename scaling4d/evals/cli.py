@@ -1,8 +1,8 @@
 """``scaling4d eval``: a checkpoint on held-out clips, or on a video.
 
 Responsible for: flags, and the table and JSON file of results. Not responsible for: held-out clips (``held_out.py``),
-videos (``reconstruct.py``) or finding checkpoints (``checkpoint_params.py``). ``--help`` loads nothing heavy, so the
-heavy imports are inside the functions.
+videos (``reconstruct.py``) or finding checkpoints (``pretrained/read_checkpoint.py``). ``--help`` loads nothing heavy, so
+the heavy imports are inside the functions.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
 def _evaluate(flags: argparse.Namespace, bindings: Sequence[str], stop: StopRequest) -> int:
     if not flags.video:
         try:
-            import scaling4d.held_out  # noqa: F401  before anything else is done
+            import scaling4d.evals.held_out  # noqa: F401  before anything else is done
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("scaling4d"):
                 raise
@@ -83,7 +83,7 @@ def _evaluate(flags: argparse.Namespace, bindings: Sequence[str], stop: StopRequ
                 f"'{error.name}' is not installed, held-out clips need it: pip install 'scaling4d[train]'; "
                 "--video=FILE works without"
             ) from error
-    from scaling4d.checkpoint_params import ReadCheckpoint
+    from scaling4d.pretrained.read_checkpoint import ReadCheckpoint
     from scaling4d.results_folder import ResultsFolder
 
     arrays = ReadCheckpoint(flags.checkpoint, flags.step, flags.ema)
@@ -122,8 +122,8 @@ def _check(flags: argparse.Namespace, bindings: Sequence[str]) -> None:
 
 
 def _show_reading(arrays, stop: StopRequest) -> None:
-    from scaling4d.checkpoint_params import float32_bytes
     from scaling4d.countdown import Countdown
+    from scaling4d.pretrained.read_checkpoint import float32_bytes
 
     total = float32_bytes(arrays.shapes)
     line = Countdown("reading the checkpoint", total / 1e6, "MB", stop)
@@ -137,8 +137,8 @@ def _show_reading(arrays, stop: StopRequest) -> None:
 
 
 def _held_out(arrays, folder, flags, bindings, stop: StopRequest) -> _Found:
-    from scaling4d import held_out
     from scaling4d.countdown import Countdown
+    from scaling4d.evals import held_out
     from scaling4d.mp4 import encode_mp4
     from scaling4d.observe import previews
 
@@ -166,10 +166,10 @@ def _held_out(arrays, folder, flags, bindings, stop: StopRequest) -> _Found:
 
 def _video(arrays, folder, flags, stop: StopRequest) -> _Found:
     from scaling4d.countdown import Countdown
+    from scaling4d.evals.reconstruct import Reconstructor, reconstruct
     from scaling4d.inference.outputs import writing
     from scaling4d.ingest import media
     from scaling4d.ingest.timing import nominal_rate
-    from scaling4d.reconstruct import Reconstructor, reconstruct
 
     name = f"{os.path.splitext(os.path.basename(flags.video))[0]}-reconstruction"
     try:

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling4d.checkpoint_params import ReadCheckpoint
 from scaling4d.errors import UserError
+from scaling4d.evals.reconstruct import EvenlySpaced, Reconstructed, Reconstructor, reconstruct
 from scaling4d.ingest import media
 from scaling4d.ingest.media import MediaError
 from scaling4d.models.sizes import ModelSize
 from scaling4d.models.video_mae import VideoMAE
 from scaling4d.objectives.simple_mae import SimpleMAE
 from scaling4d.observe import previews
-from scaling4d.reconstruct import EvenlySpaced, Reconstructed, Reconstructor, reconstruct
+from scaling4d.pretrained.read_checkpoint import ReadCheckpoint
 from scaling4d.results_folder import ResultsFolder
 from tests.saved_run import OBJECTIVE, parameters, save_run
 from tests.video_files import coded_video, write_video
