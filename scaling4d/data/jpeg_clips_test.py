@@ -82,7 +82,8 @@ def test_one_record_gives_several_examples_in_one_pass(records):
 def test_bad_pictures_are_bad_clips(tmp_path):
     good = [jpeg(frame) for frame in coded_video(8)]
     wide = jpeg(coded_video(1, width=200)[0])
-    for what, picture in (("no JPEG", b"nothing"), ("no JPEG", b""), ("size", wide), ("cannot be", good[3][: good[3].index(b"\xff\xda")])):
+    cut = good[3][: good[3].index(b"\xff\xda")]
+    for what, picture in (("no JPEG", b"nothing"), ("no JPEG", b""), ("size", wide), ("cannot be", cut)):
         pictures = [*good[:3], picture, *good[4:]]
         fields = parse_jpeg_clip(sequence_example(pictures=pictures))
         with pytest.raises(BadClip, match=what):

@@ -1,7 +1,7 @@
 """``scaling4d eval``: a checkpoint on held-out clips, or on a video.
 
 Responsible for: flags, and the table and JSON file of results. Not responsible for: held-out clips (``held_out.py``),
-videos (``reconstruct.py``) or finding checkpoints (``pretrained/read_checkpoint.py``). ``--help`` loads nothing heavy, so
+videos (``reconstruct.py``) or finding checkpoints (``pretrained/read_checkpoint.py``). ``--help`` loads nothing heavy:
 the heavy imports are inside the functions.
 """
 
