@@ -189,7 +189,7 @@ class Run:
                 if done_step % self.log_period and done_step != self.total_steps:
                     continue
                 metrics = {f"train/{name}": float(value) for name, value in jax.device_get(device_metrics).items()}
-                metrics |= {f"data/{name}": float(count) for name, count in stream.tally.counts.items()}
+                metrics |= {f"data/{name}": float(count) for name, count in stream.counts().items()}
                 metrics |= progress.rates()
                 check_finite(metrics["train/loss"], done_step, run)
                 writers.write(done_step, metrics)

@@ -257,11 +257,11 @@ def test_blocked_sources_are_replaced_counted_and_recorded(task, tmp_path):
     plain = batches(task, 8, settings=WHOLE)
     with stream(task, settings=WHOLE, blocked=str(blocked)) as found:
         some = [next(found) for _ in range(8)]
-        counts, data = found.tally.counts, checkpoint(found, 64)
+        counts, data = found.counts(), checkpoint(found, 64)
     bad = joined(some, "bad")
     codes = np.array([read_code(frame)[1] for [frame] in joined(plain, "video")])
     np.testing.assert_array_equal(bad == 3, np.isin(codes, [7, 2]))
-    assert counts == {"bad_read": 0, "bad_decode": 0, "blocked": (bad == 3).sum()}
+    assert counts == {"bad_read": 0, "bad_decode": 0, "blocked": (bad == 3).sum(), "read_retries": 0}
     good = bad == 0
     np.testing.assert_array_equal(joined(some, "video")[good], joined(plain, "video")[good])
     shown = {read_code(frame)[1] for [frame] in joined(some, "video")}
@@ -296,7 +296,7 @@ def test_too_many_bad_clips_end_the_stream_with_the_worst_files(folders, tmp_pat
     monkeypatch.setattr(tally, "ENOUGH_CLIPS", 48)
     with stream("mixture_test_bad", batch_size=12, max_bad_share=0.5) as found:
         some = [next(found) for _ in range(4)]
-        assert found.tally.counts["bad_read"] == (joined(some, "bad") == 1).sum() == 17  # 40 of 48 are one epoch
+        assert found.counts()["bad_read"] == (joined(some, "bad") == 1).sum() == 17  # 40 of 48 are one epoch
     with stream("mixture_test_bad", batch_size=12, max_bad_share=0.3) as found:
         with pytest.raises(UserError) as error:
             for _ in range(4):

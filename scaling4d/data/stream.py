@@ -49,7 +49,6 @@ class ClipStream:
       num_examples: clips in all of them.
       plan: which data set and draw each example is.
       fingerprint: what an example depends on, apart from the plan.
-      tally: counts of what was read.
       notes: lines that say what changed at a resume.
     """
 
@@ -126,16 +125,18 @@ class ClipStream:
         self.plan, self.sources = plan, plan.names
         by_name = {one.name: one.source for one in tasks_of(provider)}
         opened = [by_name[name] for name in plan.names]
-        self.tally = Tally(max_bad_share, lambda source, record: opened[source].file_of(split, record))
+        self._tally = Tally(max_bad_share, lambda source, record: opened[source].file_of(split, record))
+        self._records = [source.records(split) for source in opened]
+        self._retries_before = sum(records.retries for records in self._records)
         loader = ClipLoader(
             plan,
-            [source.records(split) for source in opened],
+            self._records,
             seed=seed,
             order=order,
             settings=settings,
             block_records=block_records,
             blocked=block_list.sources,
-            on_bad=self.tally.saw_bad,
+            on_bad=self._tally.saw_bad,
         )
         position = StreamPosition(
             start=start,
@@ -165,6 +166,12 @@ class ClipStream:
         self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))
         atexit.register(self._at_exit)
 
+    def counts(self) -> dict[str, int]:
+        """Since the stream's start: clips of this host that were replaced, by reason (``tally.KINDS``), and
+        ``read_retries``, reads of storage that were tried again."""
+        retries = sum(records.retries for records in self._records) - self._retries_before
+        return {**self._tally.counts, "read_retries": retries}
+
     def state(self, next_example: int) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON: the index of the next example and what it counts in."""
         return {
@@ -182,7 +189,7 @@ class ClipStream:
             if self._iterator is None:
                 raise StopIteration
             batch = next(self._iterator)
-            self.tally.saw_batch(batch["bad"])
+            self._tally.saw_batch(batch["bad"])
             return batch
 
     def close(self) -> None:
