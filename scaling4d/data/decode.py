@@ -263,11 +263,16 @@ def _pixels(frame: av.VideoFrame, crop: Crop, out: np.ndarray) -> None:
     """Writes the crop of one yuv420p frame (BT.601, limited range) as RGB into ``out`` uint8 [size, size, 3]."""
     if frame.format.name != "yuv420p":
         raise BadClip(f"pixel format {frame.format.name}; records hold yuv420p")
+    stored = [np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size) for plane in frame.planes]
+    write_planes(stored, crop, out)
+
+
+def write_planes(stored: Sequence[np.ndarray], crop: Crop, out: np.ndarray) -> None:
+    """The same from the planes Y [height, width], U and V [height / 2, width / 2] (or wider), uint8."""
     size = out.shape[0]
     planes = np.empty((size * 3 // 2, size), np.uint8)  # the I420 layout that cv2 converts: Y, then U, then V
     chroma = planes[size:].reshape(2, size // 2, size // 2)
-    for plane, target, shift in zip(frame.planes, (planes[:size], chroma[0], chroma[1]), (0, 1, 1), strict=True):
-        whole = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+    for whole, target, shift in zip(stored, (planes[:size], chroma[0], chroma[1]), (0, 1, 1), strict=True):
         rows = slice(crop.top >> shift, (crop.top + crop.height) >> shift)
         columns = slice(crop.left >> shift, (crop.left + crop.width) >> shift)
         resize(whole[rows, columns], target)

@@ -18,7 +18,8 @@ from scaling4d.errors import UserError
 
 FORMAT = "scaling4d-clips"
 JPEG_FORMAT = "jpeg-sequences"  # shards of other programs, see jpeg_clips.py
-FORMATS = (FORMAT, JPEG_FORMAT)
+IN_PLACE_FORMAT = "scaling4d-in-place"  # records that say where in video files their clips are, see in_place.py
+FORMATS = (FORMAT, JPEG_FORMAT, IN_PLACE_FORMAT)
 VERSION = 1
 MANIFEST_NAME = "manifest.json"
 ERRORS_NAME = "errors.tsv"
@@ -54,7 +55,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything ``manifest.json`` says; ``skipped`` counts the files by reason."""
+    """Everything ``manifest.json`` says; ``skipped`` counts the files by reason.
+
+    ``root``: the folder of the video files of clips that are read in place; left out of the file where it is empty.
+    """
 
     settings: dict[str, Any]
     software: dict[str, str]
@@ -65,9 +69,13 @@ class Manifest:
     splits: dict[str, Split] = field(default_factory=dict)
     format: str = FORMAT
     version: int = VERSION
+    root: str = ""
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        fields = asdict(self)
+        if not self.root:
+            del fields["root"]
+        return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
 
     def fingerprint(self) -> str:
         """Names the records and their numbering: equal for two data sets exactly when all their shards are equal."""
@@ -130,7 +138,11 @@ def open_split(directory: str | os.PathLike, manifest: Manifest, split: str) -> 
     offsets = read_offsets(store, packed_index_name(split), shards)
     files = [(shard.name, one) for shard, one in zip(shards, offsets, strict=True)]
     if manifest.format == JPEG_FORMAT:
-        from scaling4d.data.jpeg_clips import JpegClips
+        from scaling4d.data.jpeg_clips import JpegClips  # needs OpenCV, which a reader of manifests does not
 
         return JpegClips(files, store)
+    if manifest.format == IN_PLACE_FORMAT:
+        from scaling4d.data.in_place import InPlaceClips  # needs PyAV
+
+        return InPlaceClips(files, store, manifest)
     return ShardedRecords(files, store=store)

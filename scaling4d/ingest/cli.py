@@ -95,6 +95,11 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--shard_clips", type=int, default=default.shard_clips, metavar="CLIPS", help="clips a shard file (%(default)s)"
     )
+    add(
+        "--in_place",
+        action="store_true",
+        help="write where the clips are in the videos instead of the clips: small, slow to train on, needs the videos",
+    )
     add("--workers", type=int, default=None, metavar="N", help="videos worked on at the same time (one a core)")
     add(
         "--file_seconds", type=int, default=1800, metavar="SECONDS", help="longest time spent on one file (%(default)s)"

@@ -22,7 +22,10 @@ _LEAST_SHORT_SIDE = 16
 
 @dataclass(frozen=True)
 class EncodedClip:
-    """One clip: its number in the file, when it starts (microseconds), what it holds, and the H.264 mp4."""
+    """One clip: its number in the file, when it starts (microseconds), what it holds, and the H.264 mp4.
+
+    For clips that are read in place, ``video`` is empty and ``first`` the number of their first frame in the file.
+    """
 
     number: int
     start_us: int
@@ -31,6 +34,7 @@ class EncodedClip:
     width: int
     height: int
     video: bytes
+    first: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,9 @@ def _work(arguments: dict[str, Any]) -> Iterator[sandbox.Message]:
         pixel_format="yuv420p",
         limits=limits_from(arguments),
     )
-    number = dropped = 0
+    number = dropped = seen = 0
     for clip in clips(scenes(frames, settings.cut_threshold), settings.frames):
+        first, seen = seen, seen + len(clip)
         if len(clip) < settings.min_frames:
             dropped += len(clip)
             continue
@@ -83,7 +88,10 @@ def _work(arguments: dict[str, Any]) -> Iterator[sandbox.Message]:
             "width": width,
             "height": height,
         }
-        yield header, encode_i420(pixels, rate, crf=settings.crf, gop=settings.gop)
+        if settings.in_place:
+            yield header | {"first": first}, b""
+        else:
+            yield header, encode_i420(pixels, rate, crf=settings.crf, gop=settings.gop)
         number += 1
         if number == settings.clips_per_file:
             break

@@ -13,10 +13,10 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
-from scaling4d.data.manifest import ERRORS_NAME, MANIFEST_NAME, Manifest, Split
+from scaling4d.data.manifest import ERRORS_NAME, FORMAT, IN_PLACE_FORMAT, MANIFEST_NAME, Manifest, Split
 from scaling4d.ingest.settings import IngestSettings
 from scaling4d.ingest.shards import file_names, write_durably
-from scaling4d.ingest.sources import Source, files_digest, printable
+from scaling4d.ingest.sources import Source, files_digest, printable, root_of
 from scaling4d.ingest.work import Done, Skipped, software
 
 _PATTERNS = ("train-*.tfrecord", "train-*.index", "train-*.sources.tsv")
@@ -41,6 +41,8 @@ def write_manifest(
         skipped={reason: reasons.count(reason) for reason in sorted(set(reasons))},
         dropped_frames=sum(item.dropped_frames for item in done.values()),
         splits=splits,
+        format=IN_PLACE_FORMAT if settings.in_place else FORMAT,
+        root=root_of(sources[0]) if settings.in_place else "",
     )
     lines = ["file\treason\tdetail", *("\t".join(map(printable, (s.name, s.reason, s.detail))) for s in skipped)]
     write_durably(work / ERRORS_NAME, ("\n".join(lines) + "\n").encode())

@@ -269,7 +269,7 @@ def _encode_each(
 def _encode_one(
     source: Source, spool_path: pathlib.Path, settings: IngestSettings, limits: MediaLimits, stop: threading.Event
 ) -> Done:
-    writer = SpoolWriter(spool_path, source.name)
+    writer = SpoolWriter(spool_path, source.name, (source.size, source.modified))
     dropped = 0
     try:
         for item in encode_file(source.path, settings, limits, stop):
@@ -328,7 +328,7 @@ def _finished_before(
 
 def _difference(manifest: Manifest, path: pathlib.Path, sources: list[Source], settings: IngestSettings) -> str | None:
     """In what the data set of ``manifest`` (the file ``path``) is not the one that would be made now."""
-    before, now = manifest.settings, asdict(settings)
+    before, now = asdict(IngestSettings()) | manifest.settings, asdict(settings)
     changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
     if changed:
         return f"other settings ({', '.join(changed)})"

@@ -22,6 +22,7 @@ class IngestSettings:
     clips_per_file: only the first so many clips of a file are taken, and the rest of it is not read; None takes all.
     holdout: share of the source videos that make the validation split (at least one of two or more, unless 0).
     shard_clips: clips a shard file.
+    in_place: records say where in the original files their clips are, instead of holding them.
     """
 
     short_side: int = 256
@@ -34,6 +35,7 @@ class IngestSettings:
     clips_per_file: int | None = None
     holdout: float = 0.1
     shard_clips: int = 1024
+    in_place: bool = False
 
     def __post_init__(self):
         _check("short_side", self.short_side, 16, 2160)
@@ -47,6 +49,8 @@ class IngestSettings:
             _check("clips_per_file", self.clips_per_file, 1, 1 << 20)
         if self.fps is not None:
             _check("fps", self.fps, 0.1, 240)
+        if self.in_place and self.fps is not None:
+            raise UserError(f"--fps {self.fps:g}: clips read in place keep their videos' own rate; leave --fps out")
         if self.cut_threshold is not None:
             _check("cut_threshold", self.cut_threshold, 0, 255)
 

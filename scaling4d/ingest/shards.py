@@ -41,8 +41,9 @@ class Spool:
 class SpoolWriter:
     """Appends the clips of one source to a file; they are complete and on the disk when ``finish`` returned."""
 
-    def __init__(self, path: pathlib.Path, source_name: str):
-        self._path = path
+    def __init__(self, path: pathlib.Path, source_name: str, file_state: tuple[int, int] = (0, 0)):
+        """file_state: the source's bytes and time of change, kept with clips that are read in place."""
+        self._path, self._file_state = path, file_state
         self._source = name_bytes(source_name)
         self._file = open(path, "ab")  # noqa: SIM115 (closed by finish or discard)
         self._offset = self._file.tell()
@@ -52,19 +53,20 @@ class SpoolWriter:
 
     def add(self, clip: EncodedClip) -> None:
         """Appends one clip; raises OSError."""
-        example = encode_example(
-            {
-                "video": clip.video,
-                "source": self._source,
-                "clip": clip.number,
-                "start_us": clip.start_us,
-                "fps": clip.fps,
-                "frames": clip.frames,
-                "width": clip.width,
-                "height": clip.height,
-            }
-        )
-        entry = frame_record(example)
+        fields = {
+            "video": clip.video,
+            "source": self._source,
+            "clip": clip.number,
+            "start_us": clip.start_us,
+            "fps": clip.fps,
+            "frames": clip.frames,
+            "width": clip.width,
+            "height": clip.height,
+        }
+        if clip.first is not None:
+            del fields["video"]
+            fields |= {"first": clip.first, "file_bytes": self._file_state[0], "file_modified": self._file_state[1]}
+        entry = frame_record(encode_example(fields))
         self._file.write(entry)
         self._lengths.append(len(entry))
         self._frames += clip.frames

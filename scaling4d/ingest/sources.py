@@ -83,6 +83,11 @@ def _source(root: pathlib.Path, path: pathlib.Path) -> Source:
     return Source(path.relative_to(root).as_posix(), path, size, modified)
 
 
+def root_of(source: Source) -> str:
+    """The folder that a source's name is relative to, as an absolute path."""
+    return str(source.path.absolute().parents[source.name.count("/")])
+
+
 def name_bytes(name: str) -> bytes:
     """A source's name as stored: UTF-8, bytes of a file name that are not stay as they are."""
     return name.encode("utf-8", "surrogateescape")

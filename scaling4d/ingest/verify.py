@@ -8,6 +8,7 @@ Shards are checked one after the other in ``workers`` threads, each read once fr
 not depend on the size of the data set but for 8 bytes a source video.
 """
 
+import contextlib
 import pathlib
 import threading
 from collections.abc import Callable, Iterator
@@ -17,13 +18,23 @@ from dataclasses import dataclass, field
 import google_crc32c
 
 from scaling4d.data.catalog import encode_entry, encode_table, entry_of, table_name
+from scaling4d.data.clips import decode_fields
 from scaling4d.data.cores import usable_cores
-from scaling4d.data.decode import MAX_FRAMES, BadClip, ClipSettings, decode_clips
-from scaling4d.data.example import Value, decode_example
-from scaling4d.data.jpeg_clips import decode_jpeg_clip, parse_jpeg_clip
-from scaling4d.data.manifest import JPEG_FORMAT, MANIFEST_NAME, Shard, Split, read_manifest
+from scaling4d.data.decode import MAX_FRAMES, BadClip, ClipSettings
+from scaling4d.data.example import Value
+from scaling4d.data.in_place import InPlaceClips
+from scaling4d.data.jpeg_clips import JpegClips
+from scaling4d.data.manifest import (
+    IN_PLACE_FORMAT,
+    JPEG_FORMAT,
+    MANIFEST_NAME,
+    Manifest,
+    Shard,
+    Split,
+    read_manifest,
+)
 from scaling4d.data.order import Draws
-from scaling4d.data.records import BadRecord, decode_index, unframe_record
+from scaling4d.data.records import BadRecord, ShardedRecords, decode_index, unframe_record
 from scaling4d.errors import UserError
 from scaling4d.ingest.scan import scan_lengths
 from scaling4d.ingest.shards import file_names
@@ -31,15 +42,7 @@ from scaling4d.ingest.sources import printable
 
 DECODED_SHARE = 0.01
 _DECODED_SIZE = 32  # pixels a side of the pictures that are made to see that a clip decodes
-_FIELDS = {
-    "video": (bytes, list),
-    "source": bytes,
-    "frames": int,
-    "width": int,
-    "height": int,
-    "fps": float,
-    "start_us": int,
-}
+_FIELDS = {"source": bytes, "frames": int, "width": int, "height": int, "fps": float, "start_us": int}
 
 
 @dataclass(frozen=True)
@@ -73,18 +76,6 @@ class Report:
     problems: tuple[Problem, ...]
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """How the records of a format become fields, and fields pixels."""
-
-    parse: Callable[[bytes], dict[str, Value]]
-    decode: Callable[[dict[str, Value], ClipSettings, list[Draws]], object]
-
-
-def _decode_own(fields: dict[str, Value], settings: ClipSettings, draws: list[Draws]) -> object:
-    return decode_clips(fields["video"], fields["frames"], settings, draws)
-
-
 @dataclass
 class _Found:
     """What one shard really holds."""
@@ -114,15 +105,32 @@ def verify(
     """
     directory = pathlib.Path(directory)
     manifest = read_manifest(directory)
-    is_jpeg = manifest.format == JPEG_FORMAT
-    kind = _Kind(parse_jpeg_clip, decode_jpeg_clip) if is_jpeg else _Kind(decode_example, _decode_own)
+    with contextlib.closing(_kind_of(manifest)) as kind:
+        return _verify(directory, manifest, kind, decoded_share, workers or usable_cores(), progress)
+
+
+def _kind_of(manifest: Manifest) -> ShardedRecords:
+    """What parses and decodes the records of this format, without any shard."""
+    if manifest.format == JPEG_FORMAT:
+        return JpegClips([])
+    return InPlaceClips([], None, manifest) if manifest.format == IN_PLACE_FORMAT else ShardedRecords([])
+
+
+def _verify(
+    directory: pathlib.Path,
+    manifest: Manifest,
+    kind: ShardedRecords,
+    decoded_share: float,
+    workers: int,
+    progress: Callable[[VerifyProgress], None],
+) -> Report:
     shards = [(name, shard) for name, split in manifest.splits.items() for shard in split.shards]
     found: dict[str, list[_Found]] = {name: [] for name in manifest.splits}
     problems = _stray_files(directory, [shard for _, shard in shards])
     total, done = sum(shard.bytes for _, shard in shards), 0
     stop = threading.Event()
     progress(VerifyProgress(0, len(shards), 0, total, len(problems)))
-    with ThreadPoolExecutor(workers or usable_cores(), thread_name_prefix="verify") as pool:
+    with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
         try:
             checks = pool.map(lambda item: _check_shard(directory, item[1], kind, decoded_share, stop), shards)
             for number, ((split, shard), result) in enumerate(zip(shards, checks, strict=True), 1):
@@ -148,7 +156,7 @@ def verify(
 
 
 def _check_shard(
-    directory: pathlib.Path, shard: Shard, kind: _Kind, decoded_share: float, stop: threading.Event
+    directory: pathlib.Path, shard: Shard, kind: ShardedRecords, decoded_share: float, stop: threading.Event
 ) -> _Found:
     found = _Found()
 
@@ -233,13 +241,14 @@ def _walked_lengths(path: pathlib.Path, problem: Callable[..., None]) -> Iterato
         problem(f"{error}; what follows cannot be told apart without the index", count)
 
 
-def _check_entry(entry: bytes, kind: _Kind, decode: bool, found: _Found) -> str | None:
+def _check_entry(entry: bytes, kind: ShardedRecords, decode: bool, found: _Found) -> str | None:
     """Counts one record; what is wrong with it, or None."""
     try:
         fields = kind.parse(unframe_record(entry))
     except (BadRecord, ValueError) as error:
         return str(error)
-    for name, wanted in _FIELDS.items():
+    own = {} if hasattr(kind, "decode") else {"video": bytes}
+    for name, wanted in (_FIELDS | own).items():
         if not isinstance(fields.get(name), wanted):
             return f"has no field {name!r}"
     found.clips += 1
@@ -253,11 +262,11 @@ def _check_entry(entry: bytes, kind: _Kind, decode: bool, found: _Found) -> str 
     return _check_video(fields, kind, found) if decode else None
 
 
-def _check_video(fields: dict[str, Value], kind: _Kind, found: _Found) -> str | None:
+def _check_video(fields: dict[str, Value], kind: ShardedRecords, found: _Found) -> str | None:
     found.decoded += 1
     every_frame = ClipSettings(frames=fields["frames"], size=_DECODED_SIZE, stride=1, crop="center")
     try:
-        kind.decode(fields, every_frame, [Draws(0, 0)])
+        decode_fields(kind, fields, every_frame, [Draws(0, 0)])
     except BadClip as error:
         return f"does not decode: {error} ({printable(fields['source'].decode('utf-8', 'surrogateescape'))})"
     return None
