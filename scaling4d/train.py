@@ -146,7 +146,7 @@ class Run:
         # -- Clips: the stream starts at the next global example --------------------------------------------------
         batch_sharding = self.partitioner.batch_sharding(trainer.mesh)
         slots = partitioning.local_slots(batch_sharding, self.batch_size)
-        resume = restored and Resume(restored.data, restored.source, allow_changes=start.allow_config_changes)
+        resume = Resume(restored.data, restored.source, start.allow_config_changes) if restored else None
         stream = self.data.train_stream(batch_size=self.batch_size, slots=slots, start=position, resume=resume)
         stack.enter_context(stream)
         for note in stream.notes:

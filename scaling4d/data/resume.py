@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scaling4d.data.blocked import BlockList
-from scaling4d.data.mixture import Plan
+from scaling4d.data.mixture import Plan, Share
 from scaling4d.errors import UserError
 
 
@@ -34,9 +34,9 @@ def continued(resume: Resume, fresh: Plan, fingerprint: dict[str, Any], at: int)
     fixed = sorted((stored.keys() | fingerprint.keys()) - {"task", "clips", "records"})
     changed = [key for key in fixed if stored.get(key) != fingerprint.get(key)]
     if changed:
-        differences = "; ".join(f"{key} was {stored.get(key)}, is {fingerprint.get(key)}" for key in changed)
+        values = "; ".join(f"{key} was {stored.get(key)}, is {fingerprint.get(key)}" for key in changed)
         raise UserError(
-            f"{resume.source} was saved on other data ({differences}): its position in the stream means nothing here; "
+            f"{resume.source} was saved on other data ({values}): its position in the stream means nothing here; "
             "give back the same, or start a new --model_dir"
         )
     segments = resume.data.get("plan") or [_segment_of_one(stored)]
@@ -71,16 +71,17 @@ def _differences(plan: Plan, fresh: Plan) -> list[str]:
     """What is drawn otherwise, data set by data set; empty where nothing is."""
     old, new = plan.segments[-1], fresh.segments[-1]
     was, now = ({share.records: share for share in segment.shares} for segment in (old, new))
-    lines = []
-    for records in was.keys() | now.keys():
-        before, after = was.get(records), now.get(records)
-        if after is None:
-            lines.append(f"'{before.name}' ({before.clips:,} clips, records {records[:8]}) was there")
-        elif before is None:
-            lines.append(f"'{after.name}' ({after.clips:,} clips, records {records[:8]}) is new")
-        elif before.draws * new.block != after.draws * old.block:
+    lines = [_told(share, "was there") for records, share in was.items() if records not in now]
+    lines += [_told(share, "is new") for records, share in now.items() if records not in was]
+    for records in was.keys() & now.keys():
+        before, after = was[records], now[records]
+        if before.draws * new.block != after.draws * old.block:
             rates = before.draws / old.block, after.draws / new.block
             lines.append(f"'{after.name}' was {rates[0]:.3g} of the clips, is {rates[1]:.3g}")
     if old.repeats != new.repeats:
         lines.append(f"repeats was {old.repeats}, is {new.repeats}")
     return sorted(lines)
+
+
+def _told(share: Share, what: str) -> str:
+    return f"'{share.name}' ({share.clips:,} clips, records {share.records[:8]}) {what}"
