@@ -18,7 +18,7 @@ STEPS = 40
 
 def flags(model_dir: pathlib.Path, clips: pathlib.Path) -> list[str]:
     period = ["--gin.SaveCheckpointConfig.period=5", "--gin.EVAL_PERIOD=0", f"--gin.TRAIN_STEPS={STEPS}"]
-    return ["train", *SMALL_RUN, f"--model_dir={model_dir}", f"--gin.DATA_DIR={clips}", "--lease_stale_s=5", *period]
+    return ["train", *SMALL_RUN, f"--model_dir={model_dir}", f"--gin.DATA_DIR={clips}", "--lease_stale_s=30", *period]
 
 
 def final_state(model_dir: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:

@@ -491,7 +491,7 @@ def wait_for_bytes(cache: pathlib.Path, count: int) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_killed_process_is_resumed_by_another(site, cache, number):
-    site.plan = [functools.partial(serve, pause_s=0.05)]
+    site.plan = [functools.partial(serve, pause_s=0.25)]
     with fetching(site.url) as process:
         wait_for_bytes(cache, 300_000)
         process.send_signal(number)
