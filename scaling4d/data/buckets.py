@@ -93,6 +93,7 @@ class BucketStore:
             "user_agent": "scaling4d",
         }
         config: dict[str, Any] = {}
+        maker: Any
         arguments: dict[str, Any] = {"prefix": self._prefix or None, "config": config, "client_options": options}
         if self._scheme == "gs":
             maker, endpoint = GCSStore, os.environ.get("STORAGE_EMULATOR_HOST") or os.environ.get("GOOGLE_BASE_URL")
@@ -110,7 +111,7 @@ class BucketStore:
         if endpoint and endpoint.startswith("http://"):
             options["allow_http"] = True
         try:
-            no_retries = {"max_retries": 0, "retry_timeout": datetime.timedelta(seconds=self._patience.total_s)}
+            no_retries: Any = {"max_retries": 0, "retry_timeout": datetime.timedelta(seconds=self._patience.total_s)}
             return maker(self._bucket, retry_config=no_retries, **arguments)
         except (self._library.exceptions.BaseError, ValueError, OSError) as error:
             raise ReadError(_one_line(error)) from error
