@@ -46,6 +46,8 @@ class IndexedShard(Protocol):
 def read_offsets(store: Store, packed_name: str, shards: Sequence[IndexedShard]) -> list[np.ndarray]:
     """For each shard its offsets uint32 [clips + 1]; raises UserError when an index is missing or not the shard's."""
     pieces = _pieces(shards)
+    if not pieces:
+        return []
     try:
         first = _read_piece(store, packed_name, pieces[0])
     except ReadError:  # buckets also say "forbidden" for what is not there
