@@ -21,7 +21,8 @@ from scaling4d.data.storage import ReadError, Store
 from scaling4d.errors import UserError
 
 PIECE_BYTES = 2**24  # of the packed file, read at a time
-THREADS = 64  # small objects: what counts is how many are waited for at the same time
+PIECE_THREADS = 8  # bounds the memory
+THREADS = 64  # for small files: what counts is how many are waited for at the same time
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -52,7 +53,7 @@ def read_offsets(store: Store, packed_name: str, shards: Sequence[IndexedShard])
         first = _read_piece(store, packed_name, pieces[0])
     except ReadError:  # buckets also say "forbidden" for what is not there
         return _in_threads(lambda shard: _read_index(store, shard), shards)
-    rest = _in_threads(lambda piece: _read_piece(store, packed_name, piece, final=True), pieces[1:])
+    rest = _in_threads(lambda piece: _read_piece(store, packed_name, piece, final=True), pieces[1:], PIECE_THREADS)
     return list(itertools.chain(first, *rest))
 
 
@@ -104,12 +105,12 @@ def _checked(data: bytes, path: str, shard: IndexedShard) -> np.ndarray:
     return offsets
 
 
-def _in_threads(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
+def _in_threads(work: Callable[[_Item], _Result], items: Sequence[_Item], threads: int = THREADS) -> list[_Result]:
     """``work`` of each item, in order; ends at the first error."""
     if not items:
         return []
     results = {0: work(items[0])}  # alone: what fails for all fails once, and for the first
-    threads = max(1, min(THREADS, len(items) - 1))
+    threads = max(1, min(threads, len(items) - 1))
     stop = threading.Event()
 
     def take_every(start: int) -> None:
