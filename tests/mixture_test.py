@@ -223,6 +223,7 @@ def test_a_checkpoint_from_before_there_were_plans_goes_on(folders):
         stream("three", start=8, resume=Resume(old, "STEP 1"))
 
 
+@pytest.mark.slow
 def test_a_run_on_a_mixture_goes_on_with_another_one(folders, tmp_path, capfd):
     """Through the command: rates in DATA_DIR, and the flag that says a change is meant."""
 

@@ -58,6 +58,7 @@ def test_continuing_ends_lower_than_scratch(scaling4d, clips, tmp_path):
     assert ends["export"] < ends["scratch"], ends
 
 
+@pytest.mark.slow
 def test_frozen_steps_leave_the_backbone_as_it_was_through_a_resume(scaling4d, clips, earlier, tmp_path):
     export = earlier / "exports" / f"backbone-{STEPS}.npz"
     flags = [f"--gin.INITIAL_CHECKPOINT_PATH={export}", "--gin.AdamW.frozen_steps=4"]
@@ -73,6 +74,7 @@ def test_frozen_steps_leave_the_backbone_as_it_was_through_a_resume(scaling4d, c
             assert not any(np.array_equal(before[name], moved[name]) for name in before.files if "kernel" in name)
 
 
+@pytest.mark.slow
 def test_larger_clips_resize_tables_and_coarse_tokens(scaling4d, clips, earlier, tmp_path):
     flags = [f"--gin.INITIAL_CHECKPOINT_PATH={earlier}", "--gin.CLIP_SIZE=48", "--gin.TRAIN_STEPS=1"]
     flags.append("--gin.WARMUP_STEPS=0")

@@ -458,7 +458,8 @@ def test_disk_that_cannot_hold_it(site, cache):
 
 
 FETCH = """
-import resource, sys
+import resource, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with SIGINT ignored
 from scaling4d.errors import UserError
 from scaling4d.pretrained import download
 assert not {"jax", "numpy"} & set(sys.modules)
