@@ -143,14 +143,23 @@ def decode_clip(data: bytes, stored: int, settings: ClipSettings, draws: Draws) 
     return decode_clips(data, stored, settings, [draws])[0]
 
 
-def decode_clips(data: bytes, stored: int, settings: ClipSettings, draws: Sequence[Draws]) -> list[np.ndarray]:
-    """One example for each of ``draws``, as ``decode_clip`` gives it, from one pass over the video; raises BadClip."""
+def decode_clips(
+    data: bytes,
+    stored: int,
+    settings: ClipSettings,
+    draws: Sequence[Draws],
+    outs: Sequence[np.ndarray] | None = None,
+) -> Sequence[np.ndarray]:
+    """One example for each of ``draws``, as ``decode_clip`` gives it, from one pass over the video; raises BadClip.
+
+    outs: as for ``cut_examples``.
+    """
 
     def frames(wanted: frozenset[int]) -> Iterator[ShownFrame]:
         for number, frame in _decode_frames(data, wanted):
             yield ShownFrame(number, frame.width, frame.height, functools.partial(_pixels, frame))
 
-    return cut_examples(frames, stored, settings, draws)
+    return cut_examples(frames, stored, settings, draws, outs)
 
 
 class ShownFrame(NamedTuple):
@@ -167,16 +176,19 @@ def cut_examples(
     stored: int,
     settings: ClipSettings,
     draws: Sequence[Draws],
-) -> list[np.ndarray]:
+    outs: Sequence[np.ndarray] | None = None,
+) -> Sequence[np.ndarray]:
     """One example uint8 [frames, size, size, 3] for each of ``draws`` from a clip of ``stored`` frames.
 
-    decode: yields at least the frames of the given numbers that are there, in order. Raises BadClip.
+    decode: yields at least the frames of the given numbers that are there, in order. outs: arrays to write the examples
+    into; None for new ones. Raises BadClip, and ``outs`` may then be written in part.
     """
     if not 1 <= stored <= MAX_FRAMES:
         raise BadClip(f"the record says {stored} frames; at most {MAX_FRAMES} are read")
     windows = [frame_window(stored, settings, one) for one in draws]
     wanted = set().union(*windows)
-    outs = [np.empty((settings.frames, settings.size, settings.size, 3), np.uint8) for _ in draws]
+    if outs is None:
+        outs = [np.empty((settings.frames, settings.size, settings.size, 3), np.uint8) for _ in draws]
     crops: list[Crop] = []
     for frame in decode(frozenset(wanted)):
         if frame.number in wanted:

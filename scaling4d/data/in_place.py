@@ -52,8 +52,17 @@ class InPlaceClips(ShardedRecords):
             raise ValueError(f"the video {name} has changed since it was indexed")
         return fields
 
-    def decode(self, fields: Mapping[str, Value], settings: ClipSettings, draws: Sequence[Draws]) -> list[np.ndarray]:
-        """One example uint8 [frames, size, size, 3] for each of ``draws``; raises BadClip."""
+    def decode(
+        self,
+        fields: Mapping[str, Value],
+        settings: ClipSettings,
+        draws: Sequence[Draws],
+        outs: Sequence[np.ndarray] | None = None,
+    ) -> Sequence[np.ndarray]:
+        """One example uint8 [frames, size, size, 3] for each of ``draws``; raises BadClip.
+
+        outs: as for ``decode.cut_examples``.
+        """
 
         def frames(wanted: frozenset[int]) -> Iterator[ShownFrame]:
             request = Request(
@@ -71,7 +80,7 @@ class InPlaceClips(ShardedRecords):
                 planes = i420_planes(pixels)
                 yield ShownFrame(number, pixels.shape[1], planes[0].shape[0], functools.partial(write_planes, planes))
 
-        return cut_examples(frames, fields["frames"], settings, draws)
+        return cut_examples(frames, fields["frames"], settings, draws, outs)
 
     def close(self) -> None:
         self._servers.close()

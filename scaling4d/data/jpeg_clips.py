@@ -31,12 +31,26 @@ class JpegClips(ShardedRecords):
     def parse(self, data: bytes) -> dict[str, Value]:
         return parse_jpeg_clip(data)
 
-    def decode(self, fields: Mapping[str, Value], settings: ClipSettings, draws: Sequence[Draws]) -> list[np.ndarray]:
-        return decode_jpeg_clip(fields, settings, draws)
+    def decode(
+        self,
+        fields: Mapping[str, Value],
+        settings: ClipSettings,
+        draws: Sequence[Draws],
+        outs: Sequence[np.ndarray] | None = None,
+    ) -> Sequence[np.ndarray]:
+        return decode_jpeg_clip(fields, settings, draws, outs)
 
 
-def decode_jpeg_clip(fields: Mapping[str, Value], settings: ClipSettings, draws: Sequence[Draws]) -> list[np.ndarray]:
-    """One example uint8 [frames, size, size, 3] for each of ``draws``, of a record's fields; raises BadClip."""
+def decode_jpeg_clip(
+    fields: Mapping[str, Value],
+    settings: ClipSettings,
+    draws: Sequence[Draws],
+    outs: Sequence[np.ndarray] | None = None,
+) -> Sequence[np.ndarray]:
+    """One example uint8 [frames, size, size, 3] for each of ``draws``, of a record's fields; raises BadClip.
+
+    outs: as for ``decode.cut_examples``.
+    """
     pictures = fields["video"]
 
     def frames(wanted: frozenset[int]) -> Iterator[ShownFrame]:
@@ -45,7 +59,7 @@ def decode_jpeg_clip(fields: Mapping[str, Value], settings: ClipSettings, draws:
             height, width = picture.shape[:2]
             yield ShownFrame(number, width, height, functools.partial(_write, picture))
 
-    return cut_examples(frames, len(pictures), settings, draws)
+    return cut_examples(frames, len(pictures), settings, draws, outs)
 
 
 def parse_jpeg_clip(data: bytes) -> dict[str, Value]:
