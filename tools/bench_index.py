@@ -1,16 +1,19 @@
 """What finding records costs at full size: ``python tools/bench_index.py [--clips N] [--sets K]``.
 
 Responsible for: memory, building, seeking and the work per clip of the plan, the order and the offset index of 170
-million records in 64 data sets of very different size, on made-up offsets in memory. Not responsible for: reading or
-decoding; no file is touched.
+million records in 64 data sets of very different size, on made-up offsets in memory, and reading a manifest of as many shards.
+Not responsible for: reading index files, records or decoding.
 """
 
 import argparse
+import pathlib
 import resource
+import tempfile
 import time
 
 import numpy as np
 
+from scaling4d.data.manifest import MANIFEST_NAME, Manifest, Shard, Split, read_manifest, shard_name
 from scaling4d.data.mixture import DataSet, Plan
 from scaling4d.data.order import epoch_and_record
 
@@ -18,6 +21,30 @@ from scaling4d.data.order import epoch_and_record
 def resident_bytes() -> int:
     """Peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def write_manifest(directory: pathlib.Path, clips: int, shard_clips: int = 1024) -> int:
+    """Writes the manifest of one data set of so many clips; the number of its shards."""
+    shards = tuple(
+        Shard(shard_name("train", number), shard_clips, 49_000 * shard_clips, f"{number:08x}", f"{number:08x}")
+        for number in range(-(-clips // shard_clips))
+    )
+    manifest = Manifest({}, {}, 0, "", splits={"train": Split(clips, shards=shards)})
+    (directory / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    return len(shards)
+
+
+def measure_manifest(clips: int) -> None:
+    """Prints how long reading the manifest of one data set of so many clips takes."""
+    with tempfile.TemporaryDirectory() as directory:
+        shards = write_manifest(pathlib.Path(directory), clips)
+        began = time.perf_counter()
+        manifest = read_manifest(directory)
+        read_s = time.perf_counter() - began
+    began = time.perf_counter()
+    manifest.fingerprint()
+    fingerprint_s = time.perf_counter() - began
+    print(f"manifest           {read_s:.2f} s to read {shards:,} shards, {fingerprint_s:.2f} s for its fingerprint")
 
 
 def main() -> None:
@@ -68,6 +95,7 @@ def main() -> None:
     print(f"first look-up      {seek_s * 1e3:.1f} ms, at example {flags.at:,}")
     print(f"a look-up          {each_us:.1f} us (data set, record, offsets), {flags.order}")
     print(f"drawn              {(counts > 0).sum()} of {flags.sets} data sets in {flags.count:,} clips")
+    measure_manifest(flags.clips)
 
 
 if __name__ == "__main__":

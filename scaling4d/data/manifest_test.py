@@ -1,3 +1,5 @@
+import dataclasses
+import hashlib
 import json
 
 import pytest
@@ -23,6 +25,21 @@ def test_the_fingerprint_follows_the_shards_alone():
         {}, {"av": "1"}, 4, "d", splits={"train": Split(3, 9, 2, 1.5, (Shard(shard.name, 3, 100, "0c", "0b"),))}
     )
     assert first.fingerprint() == same.fingerprint() != other.fingerprint()
+
+
+def many_shards(count: int) -> Manifest:
+    shards = [Shard(f"train-{i:05d}.tfrecord", 1 + i, 2**31 - i, f"{i * 77:08x}", f"{i:08x}") for i in range(count)]
+    held_out = (Shard('räd "1".tfrecord', 3, 100, "0a", "0b"),)
+    return Manifest({}, {}, 4, "d", splits={"train": Split(shards=tuple(shards)), "other": Split(shards=held_out)})
+
+
+@pytest.mark.parametrize("count", [0, 1, 1000, 2001])
+def test_the_fingerprint_is_the_one_that_checkpoints_hold(count):
+    found = many_shards(count)
+    plain = {name: [dataclasses.asdict(shard) for shard in split.shards] for name, split in found.splits.items()}
+    expected = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:32]
+    assert found.fingerprint() == expected
+    assert count != 2001 or expected == "36ce8eb57ccea4d788b1221363ecbc5f"
 
 
 @pytest.mark.parametrize(

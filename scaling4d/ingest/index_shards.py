@@ -1,7 +1,7 @@
 """Makes a data set of TFRecord shards that are there already: JPEG clips as DMVR and Scenic read them.
 
-Responsible for: an index and a table for each shard, and a manifest; the shards themselves are not touched. Not
-responsible for: what the records hold (``scaling4d.data.jpeg_clips``) or flags (``checks_cli.py``).
+Responsible for: an index and a table for each shard, the packed indexes and a manifest; the shards themselves are not
+touched. Not responsible for: what the records hold (``scaling4d.data.jpeg_clips``) or flags (``checks_cli.py``).
 
 Every byte is read once: the CRC and the form of each record are checked, and a shard's checksum is kept. What a shard
 gave is written down in a journal when its index and table are on the disk, so that a killed call goes on there.
@@ -34,7 +34,7 @@ from scaling4d.data.records import MAX_SHARD_BYTES, BadRecord, encode_index, unf
 from scaling4d.errors import UserError
 from scaling4d.ingest.publish import read_errors
 from scaling4d.ingest.scan import scan_lengths
-from scaling4d.ingest.shards import write_durably
+from scaling4d.ingest.shards import write_durably, write_packed_indexes
 from scaling4d.ingest.sources import Source, files_digest, printable
 from scaling4d.ingest.verify import VerifyProgress
 from scaling4d.ingest.work import Skipped, software
@@ -195,6 +195,8 @@ def _finish(
     if not any(split.frames for split in splits.values()):
         first = f" ({problems[0].name}: {problems[0].detail})" if problems else ""
         raise UserError(f"--index {directory}: no record is a clip of JPEG frames{first}")
+    (directory / MANIFEST_NAME).unlink(missing_ok=True)  # what it said of the shards is over
+    write_packed_indexes(directory, splits)
     lines = ["file\treason\tdetail", *("\t".join(map(printable, (p.name, p.reason, p.detail))) for p in problems)]
     write_durably(directory / ERRORS_NAME, ("\n".join(lines) + "\n").encode())
     manifest = Manifest(

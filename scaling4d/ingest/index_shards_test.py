@@ -52,7 +52,10 @@ def test_shards_without_index_become_a_data_set(shards, capsys):
 def test_checks_and_tables_work_on_such_a_data_set(shards, capsys):
     index_shards.index_shards(shards)
     report = verify(shards, decoded_share=1)
-    assert report.problems == () and report.decoded == 9
+    assert report.problems == () and report.decoded == 9 and report.missing == ()
+    parts = [(shards / f"{name}.index").read_bytes() for name in NAMES]
+    assert (shards / "train.indexes").read_bytes() == b"".join(parts[:2])
+    assert (shards / "validation.indexes").read_bytes() == parts[2]
     assert cli.main(["--stats", str(shards)]) == 0
     out = capsys.readouterr().out
     assert "160 x 96  9  100%" in out and "frames a second\n  10  9" in out

@@ -1,7 +1,7 @@
 """Puts a finished data set in place, its manifest last.
 
-Responsible for: the manifest, the list of skipped files, and a hand-over that can be killed at any point and repeated.
-Not responsible for: the shards (``join.py``).
+Responsible for: the manifest, the packed indexes, the list of skipped files, and a hand-over that can be killed at any
+point and repeated. Not responsible for: the shards (``join.py``).
 
 When the manifest is in the work folder, everything else is written: from there on files are only renamed and removed.
 That can be repeated, because a file that is gone was renamed before.
@@ -13,14 +13,24 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
-from scaling4d.data.manifest import ERRORS_NAME, FORMAT, IN_PLACE_FORMAT, MANIFEST_NAME, Manifest, Split
+from scaling4d.data.manifest import (
+    ERRORS_NAME,
+    FORMAT,
+    IN_PLACE_FORMAT,
+    MANIFEST_NAME,
+    SPLITS,
+    Manifest,
+    Split,
+    packed_index_name,
+)
 from scaling4d.ingest.settings import IngestSettings
-from scaling4d.ingest.shards import file_names, write_durably
+from scaling4d.ingest.shards import file_names, write_durably, write_packed_indexes
 from scaling4d.ingest.sources import Source, files_digest, printable, root_of
 from scaling4d.ingest.work import Done, Skipped, software
 
 _PATTERNS = ("train-*.tfrecord", "train-*.index", "train-*.sources.tsv")
 _PATTERNS += tuple(pattern.replace("train", "validation") for pattern in _PATTERNS)
+_PATTERNS += tuple(map(packed_index_name, SPLITS))
 
 
 def write_manifest(
@@ -30,7 +40,8 @@ def write_manifest(
     splits: dict[str, Split],
     settings: IngestSettings,
 ) -> Manifest:
-    """Writes ``errors.tsv``, then ``manifest.json``, to the work folder."""
+    """Writes the packed indexes, ``errors.tsv``, then ``manifest.json``, to the work folder."""
+    write_packed_indexes(work, splits)
     skipped = skipped_of(sources, done)
     reasons = [item.reason for item in skipped]
     manifest = Manifest(
@@ -56,6 +67,7 @@ def put_in_place(work: pathlib.Path, folder: pathlib.Path, manifest: Manifest) -
     """Moves the files of ``manifest`` from ``work`` to ``folder``, in place of another data set if there is one."""
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     names = {name for split in manifest.splits.values() for shard in split.shards for name in file_names(shard)}
+    names |= {packed_index_name(name) for name, split in manifest.splits.items() if split.shards}
     for name in sorted(names | {ERRORS_NAME}):
         with contextlib.suppress(FileNotFoundError):
             os.replace(work / name, folder / name)

@@ -124,7 +124,7 @@ def test_killed_at_any_step_and_started_again_gives_the_same_bytes(videos, undis
 def test_killed_again_and_again_gives_the_same_bytes(videos, undisturbed, tmp_path):
     output = tmp_path / "out"
     starts = 1
-    while killed_at(5, lambda: ingest(videos, output, SETTINGS, workers=2)):
+    while killed_at(9, lambda: ingest(videos, output, SETTINGS, workers=2)):
         starts += 1
         assert starts < 100
     assert starts > 8

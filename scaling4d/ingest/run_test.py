@@ -118,6 +118,16 @@ def test_the_manifest_counts_everything(ingested):
         )
 
 
+def test_the_packed_indexes_are_the_index_files_in_order(ingested, videos, tmp_path):
+    for name, split in read_manifest(ingested).splits.items():
+        parts = [(ingested / shard.index_name).read_bytes() for shard in split.shards]
+        assert len(parts) >= 1 and (ingested / f"{name}.indexes").read_bytes() == b"".join(parts)
+    alone = tmp_path / "one"
+    shutil.copytree(ingested, alone)
+    ingest(videos / "0.mp4", alone, SETTINGS, overwrite=True)
+    assert not (alone / "validation.indexes").exists() and (alone / "train.indexes").exists()
+
+
 def test_splits_share_no_source(ingested):
     sources = {split: {record["source"] for record in records} for split, records in all_records(ingested).items()}
     assert len(sources["validation"]) == 2 and not sources["train"] & sources["validation"]
@@ -164,9 +174,11 @@ def test_another_data_set_is_only_replaced_on_request(videos, ingested, tmp_path
         "train-00000.index",
         "train-00000.sources.tsv",
         "train-00000.tfrecord",
+        "train.indexes",
         "validation-00000.index",
         "validation-00000.sources.tsv",
         "validation-00000.tfrecord",
+        "validation.indexes",
     ]
 
 

@@ -10,14 +10,14 @@ which source was finished first, and the split can be decided when it is known w
 import os
 import pathlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import google_crc32c
 
 from scaling4d.data.catalog import encode_entry, encode_table, entry_of, table_name
 from scaling4d.data.example import decode_example, encode_example
-from scaling4d.data.manifest import Shard, shard_name
+from scaling4d.data.manifest import Shard, Split, packed_index_name, shard_name
 from scaling4d.data.records import MAX_SHARD_BYTES, BadRecord, encode_index, frame_record, unframe_record
 from scaling4d.errors import UserError
 from scaling4d.ingest.clips import EncodedClip
@@ -166,6 +166,25 @@ def write_shard(folder: pathlib.Path, planned: PlannedShard) -> Shard:
     write_durably(folder / shard.index_name, index)
     write_durably(folder / table_name(shard.name), encode_table(lines))
     return shard
+
+
+def write_packed_indexes(folder: pathlib.Path, splits: Mapping[str, Split]) -> None:
+    """Writes the packed index of each split that has shards from their index files, all in ``folder``; raises OSError.
+
+    To be called before the manifest is written. A packed index that is there already is replaced or removed.
+    """
+    for name, split in splits.items():
+        path = folder / packed_index_name(name)
+        if not split.shards:
+            path.unlink(missing_ok=True)
+            continue
+        aside = path.with_name(f"{path.name}.aside")
+        with open(aside, "wb") as packed:
+            for shard in split.shards:
+                packed.write((folder / shard.index_name).read_bytes())
+            packed.flush()
+            os.fsync(packed.fileno())
+        os.replace(aside, path)
 
 
 def write_durably(path: pathlib.Path, data: bytes) -> None:

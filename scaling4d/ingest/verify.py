@@ -11,7 +11,7 @@ not depend on the size of the data set but for 8 bytes a source video.
 import contextlib
 import pathlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -31,10 +31,11 @@ from scaling4d.data.manifest import (
     Manifest,
     Shard,
     Split,
+    packed_index_name,
     read_manifest,
 )
 from scaling4d.data.order import Draws
-from scaling4d.data.records import BadRecord, ShardedRecords, decode_index, unframe_record
+from scaling4d.data.records import BadRecord, ShardedRecords, decode_index, index_bytes, unframe_record
 from scaling4d.errors import UserError
 from scaling4d.ingest.scan import scan_lengths
 from scaling4d.ingest.shards import file_names
@@ -67,13 +68,17 @@ class VerifyProgress:
 
 @dataclass(frozen=True)
 class Report:
-    """What was looked at, and every problem in the order of the shards."""
+    """What was looked at, and every problem in the order of the shards.
+
+    ``missing``: names of files that a data set may lack, and this one does.
+    """
 
     shards: int
     clips: int
     bytes: int
     decoded: int
     problems: tuple[Problem, ...]
+    missing: tuple[str, ...] = ()
 
 
 @dataclass
@@ -126,7 +131,7 @@ def _verify(
 ) -> Report:
     shards = [(name, shard) for name, split in manifest.splits.items() for shard in split.shards]
     found: dict[str, list[_Found]] = {name: [] for name in manifest.splits}
-    problems = _stray_files(directory, [shard for _, shard in shards])
+    problems = _stray_files(directory, manifest)
     total, done = sum(shard.bytes for _, shard in shards), 0
     stop = threading.Event()
     progress(VerifyProgress(0, len(shards), 0, total, len(problems)))
@@ -142,8 +147,14 @@ def _verify(
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+    missing = []
     for name, split in manifest.splits.items():
         problems += _check_totals(name, split, found[name])
+        path = directory / packed_index_name(name)
+        if split.shards and path.exists():
+            problems += _check_packed_index(path, split.shards)
+        elif split.shards:
+            missing.append(path.name)
     problems += _shared_sources({name: set().union(*(f.sources for f in each)) for name, each in found.items()})
     everything = [result for each in found.values() for result in each]
     return Report(
@@ -152,6 +163,7 @@ def _verify(
         bytes=sum(result.bytes for result in everything),
         decoded=sum(result.decoded for result in everything),
         problems=tuple(problems),
+        missing=tuple(missing),
     )
 
 
@@ -231,6 +243,22 @@ def _indexed_lengths(directory: pathlib.Path, shard: Shard, problem: Callable[..
     return [end - begin for begin, end in zip(offsets, offsets[1:], strict=False)]
 
 
+def _check_packed_index(path: pathlib.Path, shards: Sequence[Shard]) -> list[Problem]:
+    """Whether the file is byte for byte the index files that the manifest names, one after the other."""
+    problems = []
+    try:
+        size, wanted = path.stat().st_size, sum(index_bytes(shard.clips) for shard in shards)
+        if size != wanted:
+            problems.append(f"has {size} bytes; the indexes of the manifest's shards have {wanted}")
+        with open(path, "rb") as packed:
+            for shard in shards:
+                if f"{google_crc32c.value(packed.read(index_bytes(shard.clips))):08x}" != shard.index_crc32c:
+                    problems.append(f"does not hold {shard.index_name} where that should be")
+    except OSError as error:
+        problems.append(f"cannot be read: {error.strerror}")
+    return [Problem(path.name, None, f"{what}; delete it, it is not needed") for what in problems[:1]]
+
+
 def _walked_lengths(path: pathlib.Path, problem: Callable[..., None]) -> Iterator[int]:
     count = 0
     try:
@@ -307,8 +335,11 @@ def _shared_sources(sources: dict[str, set[int]]) -> list[Problem]:
     ]
 
 
-def _stray_files(directory: pathlib.Path, shards: list[Shard]) -> list[Problem]:
-    known = {name for shard in shards for name in file_names(shard)}
-    patterns = ("*.tfrecord", "*.index", "*.sources.tsv") if shards and shards[0].name.endswith(".tfrecord") else ()
+def _stray_files(directory: pathlib.Path, manifest: Manifest) -> list[Problem]:
+    if manifest.format == JPEG_FORMAT:
+        return []  # the folder is somebody else's
+    known = {name for split in manifest.splits.values() for shard in split.shards for name in file_names(shard)}
+    known |= {packed_index_name(name) for name, split in manifest.splits.items() if split.shards}
+    patterns = ("*.tfrecord", "*.index", "*.indexes", "*.sources.tsv")
     there = [path.name for pattern in patterns for path in sorted(directory.glob(pattern))]
     return [Problem(name, None, "is not named by the manifest") for name in there if name not in known]

@@ -14,6 +14,7 @@ from scaling4d.errors import UserError
 from scaling4d.ingest import cli
 from scaling4d.ingest.checks_cli import problem_rows, progress_text
 from scaling4d.ingest.scan import scan_lengths
+from scaling4d.ingest.shards import write_packed_indexes
 from scaling4d.ingest.verify import Problem, VerifyProgress, verify
 from tests import clip_sets
 
@@ -168,6 +169,28 @@ def test_a_source_in_two_splits_is_found(clips):
 def test_files_that_do_not_belong_are_found(clips):
     shutil.copy(clips / "train-00000.tfrecord", clips / "train-00007.tfrecord")
     assert found(clips) == [("train-00007.tfrecord", None, "is not named by the manifest")]
+
+
+def test_packed_indexes_are_checked_byte_for_byte(clips, capsys):
+    assert verify(clips).missing == ("train.indexes", "validation.indexes")
+    assert cli.main(["--verify", str(clips)]) == 0
+    assert "train.indexes, validation.indexes: not there, which is fine" in capsys.readouterr().out
+    write_packed_indexes(clips, read_manifest(clips).splits)
+    packed = clips / "train.indexes"
+    whole = packed.read_bytes()
+    assert found(clips) == [] and verify(clips).missing == ()
+    for place in (0, 40, len(whole) // 2, len(whole) - 1):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        packed.write_bytes(damaged)
+        [(name, record, what)] = found(clips)
+        assert (name, record) == ("train.indexes", None) and "where that should be; delete it" in what
+    for other in (whole[:-1], whole + b"x"):
+        packed.write_bytes(other)
+        assert found(clips)[0][2].startswith(f"has {len(other)} bytes; the indexes of the manifest's shards have")
+    packed.write_bytes(whole)
+    (clips / "test.indexes").write_bytes(b"")
+    assert found(clips) == [("test.indexes", None, "is not named by the manifest")]
 
 
 def test_tables_are_checked_against_the_records(clips):
