@@ -31,7 +31,10 @@ class ClipData:
       repeats: examples in a row from one record, each with its own frames and crop: decoding costs that much less.
       blocked: a text file of sources (as the records name them, one a line) whose clips are not used.
       max_bad_share: the run ends when more of a host's clips than this could not be read or decoded.
-      threads: clips decoded at the same time; None for as many as there are cores.
+      threads: clips decoded at the same time; None for as many as there are cores. With ``workers``, in each of them;
+        None for one.
+      workers: processes that decode training clips, over shared memory; 0 decodes in threads of the trainer, which is
+        enough for some hundred clips/s of a host.
       prefetch: batches kept ready.
     """
 
@@ -45,6 +48,7 @@ class ClipData:
     blocked: str = ""
     max_bad_share: float = 0.01
     threads: int | None = None
+    workers: int = 0
     prefetch: int = 2
 
     def train_stream(
@@ -70,6 +74,7 @@ class ClipData:
             max_bad_share=self.max_bad_share,
             resume=resume,
             threads=self.threads,
+            workers=self.workers,
             prefetch=self.prefetch,
         )
 
@@ -86,7 +91,7 @@ class ClipData:
             slots=slots,
             order="sequential",
             blocked=self.blocked,
-            threads=self.threads,
+            threads=None if self.workers else self.threads,  # those of a worker
             prefetch=self.prefetch,
         )
 

@@ -73,7 +73,8 @@ class ClipLoader:
         """``records``: of the data sets of the plan's last segment, in its order; examples before that segment cannot
         be loaded. blocked: sources whose records are not used. on_bad: told of each record that is bad."""
         self.settings = settings
-        self._plan, self._records, self._seed, self._order = plan, list(records), seed, order
+        self.records = list(records)
+        self._plan, self._seed, self._order = plan, seed, order
         self._block_records, self._blocked, self._on_bad = block_records, blocked, on_bad
         self._on_try: Notice = _ignore
 
@@ -87,7 +88,7 @@ class ClipLoader:
     @property
     def retries(self) -> int:
         """How many reads of storage were tried again so far, by all who share the records."""
-        return sum(records.retries for records in self._records)
+        return sum(records.retries for records in self.records)
 
     def load(self, indices: Sequence[int], outs: Sequence[np.ndarray] | None = None) -> list[Clip]:
         """The examples of global indices; neighbours that share a draw are decoded in one pass.
@@ -102,7 +103,7 @@ class ClipLoader:
         return clips
 
     def _load_draw(self, source: int, draw: int, indices: list[int], outs: Sequence[np.ndarray] | None) -> list[Clip]:
-        share, records = self._plan.segments[-1].shares[source], self._records[source]
+        share, records = self._plan.segments[-1].shares[source], self.records[source]
         bad = GOOD
         for attempt in range(SUBSTITUTE_TRIES + 1):
             record = self._record(share, draw, attempt)

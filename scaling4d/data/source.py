@@ -99,6 +99,11 @@ class ClipSource(seqio.DataSource):
                 self._opened[split] = open_split(self.directory, self.manifest, split)
             return self._opened[split]
 
+    def replace_records(self, split: str, records: RecordSource) -> None:
+        """From now on these are the records of a split: the same ones, whose offsets lie in shared memory."""
+        with self._lock:
+            self._opened[split] = records
+
     def file_of(self, split: str, record: int) -> str:
         """The file that holds a record, for messages."""
         shards = self.manifest.splits[split].shards
@@ -169,6 +174,20 @@ def data_sets(provider: "seqio.Task | seqio.Mixture", split: str, *, skip: bool 
         records = task.source.records(split)
         found.append(DataSet(task.name, len(records), task.source.manifest.fingerprint(), rate))
     return found
+
+
+def dataset_of(provider: "seqio.Task | seqio.Mixture", split: str, position: StreamPosition) -> tf.data.Dataset:
+    """The endless dataset of the examples of ``position.loader``, with a task's preprocessors and seqio's checks."""
+    if isinstance(provider, seqio.Mixture):
+        return stream_of_examples(position, position.loader)
+    return provider.get_dataset(
+        split=split,
+        shuffle=position.order != "sequential",
+        seed=position.seed,
+        shard_info=position,
+        trim_output_features=False,
+        try_in_mem_cache=False,
+    )
 
 
 def stream_of_examples(position: StreamPosition, loader: ClipLoader) -> tf.data.Dataset:

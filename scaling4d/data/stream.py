@@ -21,15 +21,17 @@ from scaling4d.data.blocked import read_block_list
 from scaling4d.data.clips import ClipLoader
 from scaling4d.data.cores import usable_cores
 from scaling4d.data.decode import ClipSettings
+from scaling4d.data.manifest import IN_PLACE_FORMAT
 from scaling4d.data.mixture import DataSet, Plan
 from scaling4d.data.order import BLOCK_RECORDS, ORDER_VERSION, WINDOW_BLOCKS, Order
 from scaling4d.data.resume import Resume, block_lists, continued
 from scaling4d.data.tally import Tally
+from scaling4d.data.workers import DecodeWorkers
 from scaling4d.errors import UserError
 
 
 class ClipStream:
-    """Iterator over batches; owns the only reference to the tf.data iterator behind it.
+    """Iterator over batches; owns the only reference to the tf.data iterator or the decode processes behind it.
 
     Each batch is a dictionary of NumPy arrays (read-only), n = len(slots):
       video uint8 [n, frames, size, size, 3], RGB
@@ -69,6 +71,7 @@ class ClipStream:
         max_bad_share: float = 1.0,
         resume: Resume | None = None,
         threads: int | None = None,
+        workers: int = 0,
         prefetch: int = 2,
     ):
         """Starts reading at once.
@@ -79,7 +82,8 @@ class ClipStream:
         the order ``blocks`` keeps together. repeats: examples in a row from one record, each with its own random
         numbers. blocked: a text file of sources not to use. max_bad_share: of clips that cannot be read or decoded;
         more end the stream with a UserError. resume: the checkpoint that ``start`` is from. threads: clips decoded at
-        the same time, None for as many as there are cores. prefetch: batches kept ready.
+        the same time, None for as many as there are cores. workers: processes that decode instead of threads of this
+        one (``workers.py``); ``threads`` are then those of each, None for one. prefetch: batches kept ready.
 
         Raises UserError when the task, split or a value cannot be used, or the data are not those of ``resume``.
         """
@@ -92,14 +96,18 @@ class ClipStream:
             raise UserError(f"start = {start}: must be 0 to 2**62")
         if threads is not None and threads < 1:
             raise UserError(f"threads = {threads}: must be 1 or more, or None for one a core")
+        if workers < 0:
+            raise UserError(f"workers = {workers}: must be 0 (threads of this process) or more processes")
+        if prefetch < 0:
+            raise UserError(f"prefetch = {prefetch}: must be 0 or more batches")
         if block_records < 1:
             raise UserError(f"block_records = {block_records}: must be 1 or more")
         if not 0 <= max_bad_share <= 1:
             raise UserError(f"max_bad_share = {max_bad_share}: must be 0 to 1")
-        threads = threads or usable_cores()
+        threads = threads or (1 if workers else usable_cores())
         block_list = read_block_list(blocked)
 
-        from scaling4d.data.source import StreamPosition, data_sets, find_provider, stream_of_examples, tasks_of
+        from scaling4d.data.source import StreamPosition, data_sets, dataset_of, find_provider, tasks_of
         from scaling4d.data.tensorflow_setup import seqio, tf
 
         provider = find_provider(task)
@@ -126,11 +134,9 @@ class ClipStream:
         by_name = {one.name: one.source for one in tasks_of(provider)}
         opened = [by_name[name] for name in plan.names]
         self._tally = Tally(max_bad_share, lambda source, record: opened[source].file_of(split, record))
-        self._records = [source.records(split) for source in opened]
-        self._retries_before = sum(records.retries for records in self._records)
         loader = ClipLoader(
             plan,
-            self._records,
+            [source.records(split) for source in opened],
             seed=seed,
             order=order,
             settings=settings,
@@ -138,39 +144,52 @@ class ClipStream:
             blocked=block_list.sources,
             on_bad=self._tally.saw_bad,
         )
-        position = StreamPosition(
-            start=start,
-            batch_size=batch_size,
-            slots=slots,
-            threads=threads,
-            loader=loader,
-            repeats=repeats,
-        )
-        if isinstance(provider, seqio.Mixture):
-            dataset = stream_of_examples(position, loader)
-        else:  # through seqio, for the task's preprocessors and checks
-            dataset = provider.get_dataset(
-                split=split,
-                shuffle=order != "sequential",
-                seed=seed,
-                shard_info=position,
-                trim_output_features=False,
-                try_in_mem_cache=False,
-            )
-        dataset = dataset.batch(len(slots), drop_remainder=True).prefetch(prefetch)
-        options = tf.data.Options()
-        options.threading.private_threadpool_size = threads + 2
-        options.deterministic = True
         self._lock = threading.Lock()
-        self._iterator: Iterator[dict[str, np.ndarray]] | None = dataset.with_options(options).as_numpy_iterator()
+        self._iterator: Iterator[dict[str, np.ndarray]] | None
+        if workers:
+            _check_workers_can_read(provider, opened)
+            self._iterator = self._reader = DecodeWorkers(
+                loader,
+                workers=workers,
+                threads=threads,
+                start=start,
+                batch_size=batch_size,
+                slots=slots,
+                repeats=repeats,
+                prefetch=prefetch,
+                on_bad=self._tally.saw_bad,
+            )
+            # The processes' offsets serve here too: those of 170 million clips are 0.68 GB.
+            for source, records in zip(opened, self._reader.shared_loader().records, strict=True):
+                source.replace_records(split, records)
+        else:
+            self._reader = loader
+            position = StreamPosition(
+                start=start,
+                batch_size=batch_size,
+                slots=slots,
+                seed=seed,
+                order=order,
+                threads=threads,
+                loader=loader,
+                repeats=repeats,
+            )
+            dataset = dataset_of(provider, split, position).batch(len(slots), drop_remainder=True).prefetch(prefetch)
+            options = tf.data.Options()
+            options.threading.private_threadpool_size = threads + 2
+            options.deterministic = True
+            self._iterator = dataset.with_options(options).as_numpy_iterator()
+        self._retries_before = self._reader.retries
         self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))
         atexit.register(self._at_exit)
 
     def counts(self) -> dict[str, int]:
-        """Since the stream's start: clips of this host that were replaced, by reason (``tally.KINDS``), and
-        ``read_retries``, reads of storage that were tried again."""
-        retries = sum(records.retries for records in self._records) - self._retries_before
-        return {**self._tally.counts, "read_retries": retries}
+        """Since the stream's start: clips of this host that were replaced, by reason (``tally.KINDS``); and with
+        ``read_retries`` the reads of storage that were tried again, with ``worker_deaths`` the decode processes that
+        died and were replaced."""
+        deaths = self._reader.deaths if isinstance(self._reader, DecodeWorkers) else 0
+        retries = self._reader.retries - self._retries_before
+        return {**self._tally.counts, "read_retries": retries, "worker_deaths": deaths}
 
     def state(self, next_example: int) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON: the index of the next example and what it counts in."""
@@ -193,9 +212,11 @@ class ClipStream:
             return batch
 
     def close(self) -> None:
-        """Stops reading and frees the threads; the stream then ends. May be called again."""
+        """Stops reading and frees the threads or ends the processes; the stream then ends. May be called again."""
         with self._lock:
             self._iterator = None
+            if isinstance(self._reader, DecodeWorkers):
+                self._reader.close()
         atexit.unregister(self._at_exit)
 
     def __enter__(self) -> "ClipStream":
@@ -203,6 +224,21 @@ class ClipStream:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _check_workers_can_read(provider: Any, sources: Sequence[Any]) -> None:
+    """Raises UserError for what decode processes are not for; provider: a seqio task or mixture of the sources."""
+    if getattr(provider, "preprocessors", ()):
+        raise UserError(
+            f"task {provider.name!r} has preprocessors, which work on examples in this process: use "
+            "--gin.ClipData.workers=0, or a task without them"
+        )
+    for source in sources:
+        if source.manifest.format == IN_PLACE_FORMAT:
+            raise UserError(
+                f"the clips of {source.directory} are read in place, which decodes in child processes already: use "
+                "--gin.ClipData.workers=0 (--gin.ClipData.threads is their number)"
+            )
 
 
 def _close_if_alive(reference: "weakref.ref[ClipStream]") -> None:
