@@ -12,7 +12,6 @@ for a clip of 16 x 224 x 224 where converting whole frames first takes 13.3 to 1
 """
 
 import functools
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import av.logging
 import cv2
 import numpy as np
 
+from scaling4d.data.mp4_track import read_track
 from scaling4d.data.order import Draws
 from scaling4d.errors import UserError
 
@@ -211,53 +211,55 @@ def cut_examples(
 
 
 def _decode_frames(data: bytes, wanted: frozenset[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Yields (frame number, frame) for at least the ``wanted`` ones that are there; raises BadClip.
+    """Yields (frame number, frame) for at least the ``wanted`` ones that are there, in order; raises BadClip.
 
-    Decoding begins at the keyframe at or before the first wanted frame. Of the others, those that no frame refers to
-    (half of the B-frames) are not decoded.
+    Decoding begins at the keyframe at or before the first wanted frame and ends with the last one that is wanted. Of
+    the frames between, those that no frame refers to (half of the B-frames) are not decoded.
     """
     try:
-        with av.open(io.BytesIO(data), format="mp4") as container:
-            yield from _seek_and_decode(container, wanted)
+        yield from _decode_samples(data, wanted)
     except BadClip:
         raise
-    # Only PyAV runs inside this block (a generator does not see its consumer's errors), and on damaged files it raises
-    # nearly anything: its own errors, IndexError, EOFError, UnicodeDecodeError, MemoryError, AttributeError.
+    # Only PyAV and the reading of sample tables run inside this block (a generator does not see its consumer's errors).
+    # On damaged files they raise nearly anything: ValueError, struct.error, IndexError, MemoryError, PyAV's own errors.
     except Exception as error:
         raise BadClip(f"{type(error).__name__}: {error}") from error
 
 
-def _seek_and_decode(
-    container: av.container.InputContainer, wanted: frozenset[int]
-) -> Iterator[tuple[int, av.VideoFrame]]:
-    if not container.streams.video:
-        raise BadClip("no video stream")
-    stream = container.streams.video[0]
-    context = stream.codec_context
-    if context is None or context.name != "h264":
-        raise BadClip("not an H.264 video")
-    if not 0 < context.width * context.height <= MAX_PIXELS:
-        raise BadClip(f"{context.width} x {context.height} pixels")
+def _decode_samples(data: bytes, wanted: frozenset[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    track = read_track(data)
+    if not 0 < track.width * track.height <= MAX_PIXELS:
+        raise BadClip(f"{track.width} x {track.height} pixels")
+    context = av.CodecContext.create("h264", "r")
+    context.extradata = track.configuration
     context.thread_count = 1
-    rate, time_base = stream.average_rate, stream.time_base
-    if not rate or not time_base:
-        raise BadClip("no frame rate")
-    ticks = float(1 / (rate * time_base))  # from one frame to the next
-    origin = stream.start_time or 0
+    # The coded size may be another than the container's. "strict" has frames wait until their order is certain where
+    # the stream does not say how long that is; else the decoder guesses, and drops those that come too late.
+    context.options = {"max_pixels": str(MAX_PIXELS), "strict": "strict"}
+    needed = [sample for sample, number in enumerate(track.numbers) if number in wanted]
+    if not needed:
+        return
     first = min(wanted)
-    if first:
-        container.seek(origin + int(first * ticks), stream=stream)
-    for packet in container.demux(stream):
-        if packet.pts is not None:
-            number = round((packet.pts - origin) / ticks)
-            if number not in wanted and _is_never_referred_to(memoryview(packet)):
-                continue
-        for frame in packet.decode():
-            if frame.pts is None:
-                raise BadClip("a frame without time stamp")
-            if frame.is_corrupt:
-                raise BadClip("a damaged frame")
-            yield round((frame.pts - origin) / ticks), frame
+    begin = max((key for key in track.keys if key <= needed[0] and track.numbers[key] <= first), default=None)
+    if begin is None:
+        raise BadClip(f"no keyframe before frame {first}")
+    view = memoryview(data)
+    for sample in range(begin, needed[-1] + 1):
+        number, coded = track.numbers[sample], view[slice(*track.samples[sample])]
+        if number in wanted or not _is_never_referred_to(coded):
+            packet = av.Packet(coded)
+            packet.pts = number
+            yield from _sound(context.decode(packet))
+    yield from _sound(context.decode(None))
+
+
+def _sound(frames: Sequence[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:
+    for frame in frames:
+        if frame.pts is None:
+            raise BadClip("a frame without number")
+        if frame.is_corrupt:
+            raise BadClip("a damaged frame")
+        yield frame.pts, frame
 
 
 def _is_never_referred_to(packet: memoryview) -> bool:
