@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling4d.data.storage import open_store
+from scaling4d.data.storage import is_bucket, open_store
 
 _ALIGNMENT = 64  # bytes; JAX takes arrays that are aligned so without copying them, where its device is the CPU
 _HEADER = 16  # of a shared object: where its pickle begins and how long it is, int64
@@ -117,7 +117,8 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> tuple[Callable[..., Any], tuple[str]]:
         if hasattr(value, "read_bytes") and isinstance(getattr(value, "directory", None), str):  # a storage.Store
-            return open_store, (value.directory,)
+            where = value.directory
+            return open_store, (where if is_bucket(where) else os.path.abspath(where),)
         return NotImplemented
 
 
