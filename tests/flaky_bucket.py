@@ -193,7 +193,7 @@ def serve(scheme: str) -> Iterator[FlakyBucket]:
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
         if scheme == "s3":
-            moto = pytest.importorskip("moto.server", reason="needs moto: pip install 'scaling4d[test-buckets]'")
+            moto = pytest.importorskip("moto.server", reason="needs moto: pip install 'scaling4d[test]'")
             server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
             server.start()
             stack.callback(server.stop)
@@ -201,7 +201,7 @@ def serve(scheme: str) -> Iterator[FlakyBucket]:
         else:
             gcp = pytest.importorskip(
                 "gcp_storage_emulator.server",
-                reason="needs gcp-storage-emulator: pip install 'scaling4d[test-buckets]'",
+                reason="needs gcp-storage-emulator: pip install 'scaling4d[test]'",
             )
             server = gcp.create_server("127.0.0.1", 0, in_memory=True, default_bucket=BUCKET)
             server.start()

@@ -1,8 +1,8 @@
 """What finding records costs at full size: ``python tools/bench_index.py [--clips N] [--sets K]``.
 
 Responsible for: memory, building, seeking and the work per clip of the plan, the order and the offset index of 170
-million records in 64 data sets of very different size, on made-up offsets in memory, and reading a manifest of as many shards.
-Not responsible for: reading index files, records or decoding.
+million records in 64 data sets of very different size, on made-up offsets in memory, and reading a manifest of as many
+shards. Not responsible for: reading index files, records or decoding.
 """
 
 import argparse

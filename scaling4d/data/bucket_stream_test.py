@@ -24,7 +24,8 @@ pytest.importorskip("obstore", reason="needs obstore: pip install 'scaling4d[gcs
 SETTINGS = ClipSettings(frames=4, size=48, stride=2)
 
 
-@pytest.fixture(scope="module", params=["gs", "s3"])
+# The readers of both kinds are tested in buckets_test.py.
+@pytest.fixture(scope="module", params=["gs", pytest.param("s3", marks=pytest.mark.slow)])
 def bucket(request, clip_set) -> Iterator[FlakyBucket]:
     with flaky_bucket.serve(request.param) as served:
         served.put_folder(clip_set, "clips")

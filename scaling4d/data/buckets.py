@@ -1,7 +1,7 @@
 """Reading from buckets: Google Cloud Storage (``gs://``) and Amazon S3 or what speaks its protocol (``s3://``).
 
 Responsible for: the client (obstore), its credentials and endpoint, time limits, and telling failures that pass from
-those that stay. Not responsible for: when a read is tried again (``storage.persist``).
+those that stay. Not responsible for: when a read is tried again (``retries.py``).
 
 The client's own retries are off: they cannot be counted, and they do not notice an answer of the wrong length.
 """
@@ -13,8 +13,11 @@ import re
 import threading
 from typing import Any
 
-from scaling4d.data.storage import BUCKET_SCHEMES, Counter, MissingFile, Patience, ReadError, TransientError, persist
+from scaling4d.data.retries import Counter, MissingFile, Patience, ReadError, TransientError, persist
 from scaling4d.errors import UserError
+
+BUCKET_SCHEMES = {"gs": "gcs", "s3": "s3"}
+"""Kinds of buckets that can be read, and the extra that brings the client."""
 
 _TRANSIENT_STATUSES = {408, 425, 429}  # and all of 500 to 599
 _STATUS = re.compile(r"status code: (?P<code>\d{3})(?P<text>[ A-Za-z-]*)")

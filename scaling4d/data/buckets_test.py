@@ -16,7 +16,7 @@ from scaling4d.data import storage
 from scaling4d.data.indexes import read_offsets
 from scaling4d.data.manifest import open_split, packed_index_name, read_manifest
 from scaling4d.data.records import BadRecord
-from scaling4d.data.storage import MissingFile, Patience, ReadError
+from scaling4d.data.retries import MissingFile, Patience, ReadError
 from scaling4d.errors import UserError
 from tests import flaky_bucket
 from tests.flaky_bucket import CUT, LONG, RESET, SHORT, SLOW, STALL, FlakyBucket

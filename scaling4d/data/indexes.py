@@ -17,7 +17,8 @@ import google_crc32c
 import numpy as np
 
 from scaling4d.data.records import decode_index, index_bytes
-from scaling4d.data.storage import ReadError, Store
+from scaling4d.data.retries import ReadError
+from scaling4d.data.storage import Store
 from scaling4d.errors import UserError
 
 PIECE_BYTES = 2**24  # of the packed file, read at a time

@@ -14,7 +14,8 @@ from typing import Any
 
 from scaling4d.data.indexes import read_offsets
 from scaling4d.data.records import ShardedRecords
-from scaling4d.data.storage import MissingFile, ReadError, is_bucket, open_store
+from scaling4d.data.retries import MissingFile, ReadError
+from scaling4d.data.storage import is_bucket, open_store
 from scaling4d.errors import UserError
 
 FORMAT = "scaling4d-clips"

@@ -1,29 +1,24 @@
 """Where the files of a data set lie: a folder or a bucket, read at any position from any thread.
 
-Responsible for: ``open_store``, files in folders, and what is tried again when a read fails. Not responsible for: the
-clients of buckets (``buckets.py``), what the files mean (``records.py``, ``manifest.py``) or the run folder
-(``run_folder.py``, which writes, through ``etils.epath``).
+Responsible for: ``open_store``, and files in folders. Not responsible for: buckets (``buckets.py``), trying again
+(``retries.py``), what the files mean (``records.py``, ``manifest.py``) or the run folder (``run_folder.py``, which
+writes, through ``etils.epath``).
 """
 
 import errno
 import os
 import pathlib
-import random
 import re
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
+from scaling4d.data.buckets import BUCKET_SCHEMES, BucketStore
+from scaling4d.data.retries import Counter, MissingFile, Patience, ReadError, TransientError, persist
 from scaling4d.errors import UserError
-
-BUCKET_SCHEMES = {"gs": "gcs", "s3": "s3"}
-"""Kinds of buckets that can be read, and the extra that brings the client."""
 
 MAX_OPEN_FILES = 512  # half of the usual limit of a process, which others open files in too
 
-_T = TypeVar("_T")
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<rest>.*)")
 # What a network file system says when it may be well again in a moment; FUSE file systems of buckets say EIO.
 _TRANSIENT_ERRNOS = {
@@ -31,34 +26,6 @@ _TRANSIENT_ERRNOS = {
     errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETRESET, errno.ENOTCONN, errno.EPIPE,
 }  # fmt: skip
 _TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
-
-
-class ReadError(Exception):
-    """A file or a part of it cannot be read, also not by trying again; the message is one line without its name."""
-
-
-class MissingFile(ReadError):
-    """There is no such file."""
-
-
-class TransientError(Exception):
-    """A read failed in a way that may pass; for ``persist``."""
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a failing read is tried again.
-
-    Between two tries lies a random time of up to ``first_wait_s``, doubled with each try, of at most
-    ``longest_wait_s``. No try begins later than ``total_s`` after the first. A try ends when no byte has come for
-    ``stall_s`` seconds (buckets only).
-    """
-
-    tries: int = 6
-    first_wait_s: float = 0.2
-    longest_wait_s: float = 5.0
-    total_s: float = 60.0
-    stall_s: float = 10.0
 
 
 class Store(Protocol):
@@ -116,47 +83,7 @@ def open_store(directory: str | os.PathLike, patience: Patience | None = None) -
     parsed = parse_directory(directory)
     if isinstance(parsed, pathlib.Path):
         return LocalStore(parsed, patience or Patience())
-    from scaling4d.data.buckets import BucketStore
-
     return BucketStore(parsed, patience or Patience())
-
-
-class Counter:
-    """A number that threads may count up."""
-
-    def __init__(self) -> None:
-        self.value = 0
-        self._lock = threading.Lock()
-
-    def count(self) -> None:
-        with self._lock:
-            self.value += 1
-
-
-def persist(
-    attempt: Callable[[], _T], patience: Patience, retries: Counter, ending: threading.Event | None = None
-) -> _T:
-    """What ``attempt`` returns, tried again after a TransientError; raises ReadError when patience is at an end.
-
-    ``ending``, when it is set, ends all waiting.
-    """
-    begun = time.monotonic()
-    tries = 0
-    while True:
-        try:
-            return attempt()
-        except TransientError as error:
-            tries += 1
-            # Random without a seed: it changes no data, and hosts that fail together must not return together.
-            wait = random.uniform(0, min(patience.longest_wait_s, patience.first_wait_s * 2 ** (tries - 1)))
-            late = time.monotonic() + wait - begun > patience.total_s
-            if tries >= patience.tries or late or (ending is not None and ending.is_set()):
-                raise ReadError(f"{error} (tried {tries} times)" if tries > 1 else str(error)) from error
-            if ending is None:
-                time.sleep(wait)
-            elif ending.wait(wait):
-                raise ReadError(f"{error} (the program ends)") from error
-            retries.count()
 
 
 class LocalStore:

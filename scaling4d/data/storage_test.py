@@ -3,13 +3,12 @@ import errno
 import os
 import pathlib
 import threading
-import time
 
 import psutil
 import pytest
 
 from scaling4d.data import storage
-from scaling4d.data.storage import Counter, MissingFile, Patience, ReadError, TransientError
+from scaling4d.data.retries import MissingFile, Patience, ReadError
 from scaling4d.errors import UserError
 
 QUICK = Patience(tries=4, first_wait_s=0.001, longest_wait_s=0.002)
@@ -148,28 +147,6 @@ def test_parts_of_a_short_answer_are_put_together(tmp_path, monkeypatch):
     assert store.read("a", 20, 100) == bytes(range(20, 120))
 
 
-def test_patience_ends_by_number_by_time_and_at_the_end_of_the_program():
-    def fail():
-        raise TransientError("503")
-
-    retries = Counter()
-    with pytest.raises(ReadError, match=r"503 \(tried 4 times\)"):
-        storage.persist(fail, QUICK, retries)
-    assert retries.value == 3
-    begun = time.monotonic()
-    with pytest.raises(ReadError):
-        storage.persist(fail, Patience(tries=10**6, first_wait_s=0.01, longest_wait_s=0.02, total_s=0.2), retries)
-    assert 0.1 < time.monotonic() - begun < 2
-    ending = threading.Event()
-    threading.Timer(0.1, ending.set).start()
-    with pytest.raises(ReadError, match="the program ends"):
-        forever = Patience(tries=2, first_wait_s=10**6, longest_wait_s=10**6, total_s=10**7)
-        storage.persist(fail, forever, retries, ending)
-    assert time.monotonic() - begun < 10
-    with pytest.raises(ZeroDivisionError):
-        storage.persist(lambda: 1 // 0, QUICK, retries)
-
-
 @pytest.mark.parametrize(
     ("given", "parsed"),
     [
@@ -188,7 +165,9 @@ def test_directories(given, parsed):
 def test_names_of_the_same_directory_are_equal(tmp_path):
     (tmp_path / "a").mkdir()
     assert storage.real_directory(tmp_path / "a/../a") == storage.real_directory(str(tmp_path) + "/a/")
-    assert storage.real_directory("gs://b/a/") == storage.real_directory("gs://b/a") != storage.real_directory("s3://b/a")
+    assert (
+        storage.real_directory("gs://b/a/") == storage.real_directory("gs://b/a") != storage.real_directory("s3://b/a")
+    )
 
 
 @pytest.mark.parametrize("given", ["http://host/a", "hdfs://a", "gs://", "s3:///", "gs://b//a", "s3://b/../a"])

@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     with StopRequest() as stop:
         model = load_depth_model(flags.checkpoint, clip=common.clip_of(flags), dtype=flags.dtype)
         try:
-            [source] = find_sources(video)
+            [source] = find_sources(video, "--video")
             summary = write_depth(
                 model,
                 source,

@@ -98,10 +98,7 @@ def find_videos(video: str, output: str | os.PathLike) -> list:
     """The videos that --video names, without those under --output where that lies inside of it."""
     from scaling4d.ingest.sources import find_sources
 
-    try:
-        sources = find_sources(video)
-    except UserError as error:
-        raise UserError(str(error).replace("--input", "--video", 1)) from error
+    sources = find_sources(video, "--video")
     inside, around = os.path.realpath(output), os.path.realpath(os.path.expanduser(video))
     if os.path.isdir(around) and inside.startswith(around + os.sep):
         sources = [source for source in sources if not os.path.realpath(source.path).startswith(inside + os.sep)]

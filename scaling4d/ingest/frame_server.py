@@ -21,7 +21,7 @@ import av
 import numpy as np
 
 from scaling4d.ingest import sandbox
-from scaling4d.ingest.media import MediaError, MediaLimits, _decoded, _open, _video_stream, limits_from
+from scaling4d.ingest.media import MediaError, MediaLimits, decoded_frames, limits_from, open_video, video_stream
 from scaling4d.ingest.normalize import Normalizer
 
 _SAME_TIME = 1e-4  # seconds; stored times are whole microseconds, frames are at least a millisecond apart
@@ -158,8 +158,8 @@ def _clip_frames(request: Request, limits: MediaLimits) -> list[tuple[int, np.nd
 
 def _read(request: Request, limits: MediaLimits, *, seek: bool) -> list[tuple[int, np.ndarray]] | None:
     """None where the clip's first frame is not met, or the file ends in the clip."""
-    with _open(request.path, limits) as container:
-        stream = _video_stream(container, limits)
+    with open_video(request.path, limits) as container:
+        stream = video_stream(container, limits)
         if seek:
             try:
                 container.seek(int(request.seconds / stream.time_base), stream=stream)
@@ -169,7 +169,7 @@ def _read(request: Request, limits: MediaLimits, *, seek: bool) -> list[tuple[in
         aspect = float(stream.sample_aspect_ratio or 1)
         wanted, found = frozenset(request.wanted), []
         number = None if seek else -request.first - 1  # of the frame in the clip
-        for seconds, frame in _decoded(container, stream, limits):
+        for seconds, frame in decoded_frames(container, stream, limits):
             if number is not None:
                 number += 1
             elif seconds is None or seconds > request.seconds + _SAME_TIME:

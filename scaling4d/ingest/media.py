@@ -4,8 +4,8 @@ Responsible for: what a file is (``probe``), its frames in one normal form (``fr
 cannot be used. Works with the base install (NumPy and PyAV). Not responsible for: cutting into clips (``clips.py``) or
 the child process itself (``sandbox.py``).
 
-``probe`` and ``frames`` are for callers; ``decode`` is what runs inside the child, and also serves other work that runs
-in a child of its own.
+``probe`` and ``frames`` are for callers; ``decode``, ``open_video``, ``video_stream`` and ``decoded_frames`` run inside
+the child, and also serve other work that runs in a child of its own.
 
 Reasons: ``unreadable`` (missing, no permission, a folder), ``empty``, ``not_video`` (no known container, or no video in
 it), ``unsupported`` (no decoder), ``corrupt`` (breaks at the start or in the middle), ``too_large`` (a limit on size,
@@ -109,12 +109,12 @@ def decode(
     size: tuple[int, int] | None = None,
 ) -> Iterator[Timed]:
     """Yields the file's frames in normal form (arrays as ``Normalizer`` gives them). To be called inside the child."""
-    with _open(path, limits) as container:
-        stream = _video_stream(container, limits)
+    with open_video(path, limits) as container:
+        stream = video_stream(container, limits)
         rate = nominal_rate(stream.average_rate)
         normalize = Normalizer(short_side, pixel_format, size)
         aspect = float(stream.sample_aspect_ratio or 1)
-        timed: Iterator[Timed] = rising_times(_decoded(container, stream, limits), rate)
+        timed: Iterator[Timed] = rising_times(decoded_frames(container, stream, limits), rate)
         if fps:
             timed = resample(timed, fps)
         count, last, normal = 0, None, None
@@ -128,7 +128,8 @@ def decode(
             raise MediaError("no_frames", "no frame could be decoded")
 
 
-def _open(path: str, limits: MediaLimits) -> av.container.InputContainer:
+def open_video(path: str, limits: MediaLimits) -> av.container.InputContainer:
+    """The file, opened and within the limits that show without decoding; raises MediaError. Inside the child only."""
     av.logging.set_level(av.logging.PANIC)  # broken files are reported once, by their reason
     try:
         state = os.stat(path)
@@ -150,13 +151,14 @@ def _open(path: str, limits: MediaLimits) -> av.container.InputContainer:
         return av.open(f"file:{path}", options=_OPTIONS, metadata_errors="replace")
     except MemoryError:
         raise
-    except Exception as error:  # see _decoded
+    except Exception as error:  # see decoded_frames
         if is_container(head):
             raise MediaError("corrupt", f"cannot be opened: {_text(error)}") from error
         raise MediaError("not_video", "no known video container") from error
 
 
-def _video_stream(container: av.container.InputContainer, limits: MediaLimits):
+def video_stream(container: av.container.InputContainer, limits: MediaLimits) -> av.VideoStream:
+    """The stream that is decoded, with one thread; raises MediaError, also when what it says is over the limits."""
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:
         raise MediaError("not_video", "no video stream")
@@ -178,7 +180,7 @@ def _stated_seconds(container, stream) -> float:
     return max(container.duration / av.time_base, 0.0) if container.duration else 0.0
 
 
-def _decoded(container, stream, limits: MediaLimits) -> Iterator[tuple[float | None, av.VideoFrame]]:
+def decoded_frames(container, stream, limits: MediaLimits) -> Iterator[tuple[float | None, av.VideoFrame]]:
     """Yields (seconds or None, frame) as stored; raises MediaError as soon as anything in the file is damaged."""
     count = 0
     try:
@@ -212,9 +214,9 @@ def limits_from(arguments: dict[str, Any]) -> MediaLimits:
 
 def _probe_work(arguments: dict[str, Any]) -> Iterator[sandbox.Message]:
     limits = limits_from(arguments)
-    with _open(arguments["path"], limits) as container:
-        stream = _video_stream(container, limits)
-        for _, frame in _decoded(container, stream, limits):
+    with open_video(arguments["path"], limits) as container:
+        stream = video_stream(container, limits)
+        for _, frame in decoded_frames(container, stream, limits):
             width, height = target_size(frame.width, frame.height, float(stream.sample_aspect_ratio or 1), None)
             if orientation_of(frame).transpose:
                 width, height = height, width

@@ -29,33 +29,33 @@ class Source:
     modified: int
 
 
-def find_sources(inputs: str | os.PathLike) -> list[Source]:
+def find_sources(inputs: str | os.PathLike, flag: str = "--input") -> list[Source]:
     """The files of a folder (recursive, by extension), of a glob pattern, or the one file, sorted by name.
 
     Names are relative to the folder, or to the part of the pattern before its first wildcard. Names that begin with a
-    dot are left out. Raises UserError when nothing is there, or a folder cannot be listed.
+    dot are left out. Raises UserError, naming ``flag``, when nothing is there, or a folder cannot be listed.
     """
     text = os.path.expanduser(os.fspath(inputs))
     path = pathlib.Path(text)
     if path.is_dir():
-        root, found = path, _walk(path)
+        root, found = path, _walk(path, flag)
     elif os.path.lexists(path):
         root, found = path.parent, [path]
     elif glob.has_magic(text):
         root = _fixed_part(path)
         matches = [pathlib.Path(match) for match in glob.glob(text, recursive=True)]
-        found = [file for match in matches for file in (_walk(match) if match.is_dir() else [match])]
+        found = [file for match in matches for file in (_walk(match, flag) if match.is_dir() else [match])]
     else:
-        raise UserError(f"--input {text}: there is no such file or folder")
+        raise UserError(f"{flag} {text}: there is no such file or folder")
     sources = sorted({_source(root, file) for file in found}, key=lambda source: source.name)
     if not sources:
-        raise UserError(f"--input {text}: holds no videos ({', '.join(VIDEO_EXTENSIONS)})")
+        raise UserError(f"{flag} {text}: holds no videos ({', '.join(VIDEO_EXTENSIONS)})")
     return sources
 
 
-def _walk(folder: pathlib.Path) -> list[pathlib.Path]:
+def _walk(folder: pathlib.Path, flag: str) -> list[pathlib.Path]:
     def refuse(error: OSError) -> None:
-        raise UserError(f"--input: the folder {error.filename} cannot be listed: {error.strerror}") from error
+        raise UserError(f"{flag}: the folder {error.filename} cannot be listed: {error.strerror}") from error
 
     found = []
     for directory, folders, files in os.walk(folder, onerror=refuse):

@@ -69,8 +69,10 @@ def test_a_dangling_link_is_kept_to_be_listed(tree):
 
 @pytest.mark.parametrize("inputs", ["nothing", "nothing/*.mp4", "a/notes/*.mp4"])
 def test_nothing_there_is_one_clear_line(tree, inputs):
-    with pytest.raises(UserError, match="--input"):
+    with pytest.raises(UserError, match="--input .*nothing|--input .*holds no videos"):
         find_sources(tree / inputs)
+    with pytest.raises(UserError, match="^--video /"):
+        find_sources(tree / inputs, "--video")
 
 
 def test_a_folder_without_videos_or_that_cannot_be_listed_is_named(tree, monkeypatch):
@@ -81,8 +83,8 @@ def test_a_folder_without_videos_or_that_cannot_be_listed_is_named(tree, monkeyp
         raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(UserError, match="cannot be listed: Permission denied"):
-        find_sources(tree)
+    with pytest.raises(UserError, match="^--video: the folder .* cannot be listed: Permission denied"):
+        find_sources(tree, "--video")
 
 
 @given(NAMES, st.floats(0.0, 0.9))
