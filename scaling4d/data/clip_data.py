@@ -95,6 +95,10 @@ class ClipData:
             prefetch=self.prefetch,
         )
 
+    def speed_settings(self) -> dict[str, object]:
+        """What the rate of clips depends on, by its gin name, with its value."""
+        return {f"ClipData.{name}": getattr(self, name) for name in ("workers", "threads", "repeats", "prefetch")}
+
     def data_sets(self, split: str) -> list[DataSet]:
         """The data sets that have the split, with their rates; empty where none has it."""
         self._register()

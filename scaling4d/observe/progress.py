@@ -10,10 +10,12 @@ out of them but spread over the steps in the time left, because more of it will 
 import contextlib
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
+from scaling4d.observe.data_wait import DataWaitHint
 from scaling4d.status_line import StatusLine, format_duration
 
 _SMOOTHING_S = 60.0
@@ -80,6 +82,7 @@ class Progress:
       stream: where lines go; it updates one line if it is a terminal.
       every_s: seconds between lines where it is none.
       clock: seconds, monotonic.
+      data_settings: see ``data_wait.DataWaitHint``; empty for no hints.
     """
 
     def __init__(
@@ -91,10 +94,13 @@ class Progress:
         stream: TextIO | None = None,
         every_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
+        data_settings: Mapping[str, object] | None = None,
     ):
         self._status = Status(start_step, total_steps)
         self._batch_size, self._start_step, self._clock = batch_size, start_step, clock
-        self._line = StatusLine(stream, every_s, clock)
+        self._line, self._stream = StatusLine(stream, every_s, clock), stream
+        self._hint = DataWaitHint(data_settings) if data_settings else None
+        self._remark: str | None = None
         self._recent = _Recent()
         self._mark = clock()
         self._paused_s = 0.0  # all of it so far
@@ -153,6 +159,8 @@ class Progress:
         self._status = dataclasses.replace(
             self._status, clips_per_s=steps_per_s * self._batch_size, data_wait=data_wait
         )
+        if self._hint:
+            self._remark = self._hint.line(data_wait)
         return {
             "speed/steps_per_s": steps_per_s,
             "speed/clips_per_s": steps_per_s * self._batch_size,
@@ -160,11 +168,16 @@ class Progress:
         }
 
     def show(self, metrics: Mapping[str, float]) -> None:
-        """Takes what the line says of learning (``train/loss``, ``eval/loss``, ``eval/fvu``) and prints it if due."""
+        """Takes what the line says of learning (``train/loss``, ``eval/loss``, ``eval/fvu``) and prints it if due, then
+        what there is to say of waiting for data."""
         fields = {"loss": "train/loss", "held_out": "eval/loss", "unexplained": "eval/fvu"}
         new: dict[str, Any] = {field: float(metrics[name]) for field, name in fields.items() if name in metrics}
         self._status = dataclasses.replace(self._status, **new)
         self._draw(now=self._status.step == self._status.total_steps)
+        if self._remark:
+            self._line.close()
+            print(self._remark, file=self._stream or sys.stderr, flush=True)
+            self._remark = None
 
     def close(self) -> None:
         """Ends a line that is being updated, so that other output starts on a fresh one."""

@@ -189,3 +189,30 @@ def test_waiting_counts_only_for_an_idle_device(clock):
             clock.now += 1.0
         progress.step_done(step)
     assert progress.rates()["speed/data_wait"] == pytest.approx(0.5)
+
+
+def test_waiting_for_data_is_said_once_with_what_to_change_and_again_when_it_doubles(clock):
+    stream = io.StringIO()
+    settings = {"ClipData.workers": 0, "ClipData.threads": None}
+    progress = Progress(total_steps=90, batch_size=8, stream=stream, every_s=0, clock=clock, data_settings=settings)
+    progress.begin()
+    said = []
+    for window, wait_s in enumerate([1.0, 1.0, 1.0, 0.02, 0.1, 0.1, 0.0, 0.19, 0.21]):
+        run(progress, clock, range(10 * window + 1, 10 * window + 11), step_s=1.0, wait_s=wait_s)
+        progress.show(progress.rates())
+        said.append([line for line in stream.getvalue().splitlines() if line.startswith("data wait")])
+        stream.truncate(stream.seek(0))
+    assert [len(lines) for lines in said] == [0, 0, 0, 0, 1, 0, 0, 0, 1]
+    assert "data wait 10%: " in said[4][0] and "data wait 21%: " in said[8][0]
+    assert "--gin.ClipData.workers (now 0), --gin.ClipData.threads (now None)" in said[4][0]
+
+
+def test_the_hint_leaves_a_line_that_updates_whole(clock):
+    stream = Terminal()
+    with Progress(total_steps=90, batch_size=8, stream=stream, clock=clock, data_settings={"a": 1}) as progress:
+        progress.begin()
+        for window in range(5):
+            run(progress, clock, range(window + 1, window + 2), step_s=1.0, wait_s=0.5)
+            progress.show(progress.rates())
+    hint = next(line for line in stream.getvalue().split("\n") if line.startswith("data wait"))
+    assert hint.endswith("docs/data.md") and "\r" not in hint
