@@ -18,7 +18,6 @@ import functools
 import itertools
 import math
 import os
-import pathlib
 import threading
 from collections.abc import Sequence
 
@@ -31,6 +30,7 @@ from scaling4d.data.manifest import SPLITS, Manifest, open_split, read_manifest
 from scaling4d.data.mixture import DataSet, Plan
 from scaling4d.data.order import Order
 from scaling4d.data.records import RecordSource
+from scaling4d.data.storage import parse_directory
 from scaling4d.data.tensorflow_setup import seqio, tf
 from scaling4d.errors import UserError
 
@@ -59,7 +59,7 @@ class StreamPosition(seqio.ShardInfo):
 
 
 class ClipSource(seqio.DataSource):
-    """Examples of the data set of clips in ``directory``, a folder or a bucket's address (see ``manifest.py``).
+    """Examples of the data set of clips in ``directory``, a folder or a bucket's address (see ``storage.py``).
 
     Each element is a dictionary: video uint8 [frames, size, size, 3]; index uint32 [2], the high and low word of the
     global example index; weight float32 [], 0 for a clip of zeros; bad int32 [] and source int32 [] (``clips.Clip``).
@@ -69,8 +69,7 @@ class ClipSource(seqio.DataSource):
     """
 
     def __init__(self, directory: str | os.PathLike, settings: ClipSettings | None = None):
-        # A bucket's address is no path: pathlib would take one of its slashes away.
-        self.directory = os.fspath(directory) if "://" in os.fspath(directory) else pathlib.Path(directory)
+        self.directory = parse_directory(directory)
         self.settings = settings or ClipSettings()
         self._lock = threading.Lock()
         self._opened: dict[str, RecordSource] = {}

@@ -100,6 +100,13 @@ def test_registering_again_is_fine_and_taking_a_name_is_not(task, clip_set, tmp_
         register_clips("two words", tmp_path)
 
 
+@pytest.mark.parametrize("address", ["http://host/clips", "gs://", "s3://bucket/../clips"])
+def test_an_address_that_is_none_is_refused_where_it_is_given(address):
+    with pytest.raises(UserError, match=address):
+        register_clips("source_test_address", address)
+    assert "source_test_address" not in seqio.TaskRegistry.names()
+
+
 def test_a_folder_without_clips_is_named_when_the_task_is_used(tmp_path):
     task = register_clips("source_test_empty", tmp_path / "nothing")
     with pytest.raises(UserError, match="holds no clips"):

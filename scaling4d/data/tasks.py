@@ -7,11 +7,11 @@ data set by calling ``register_clips`` when it is imported.
 
 import math
 import os
-import pathlib
 from collections.abc import Mapping
 
 from scaling4d.data.decode import ClipSettings
 from scaling4d.data.source import ClipSource
+from scaling4d.data.storage import real_directory
 from scaling4d.data.tensorflow_setup import seqio, tf
 from scaling4d.errors import UserError
 
@@ -21,12 +21,15 @@ OUTPUT_FEATURES = {"video": seqio.ContinuousFeature(dtype=tf.uint8, rank=4)}
 def register_clips(name: str, directory: str | os.PathLike, settings: ClipSettings | None = None) -> seqio.Task:
     """Registers the data set in ``directory`` as the seqio Task ``name``, with splits train and validation.
 
-    The folder is first read when the task is used. ``settings`` are those of seqio's plain API; a ``ClipStream`` brings
-    its own. Registering the same name for the same folder again is fine; for another folder it raises UserError.
+    The folder is first read when the task is used; what cannot be the address of a bucket is refused at once.
+    ``settings`` are those of seqio's plain API; a ``ClipStream`` brings its own. Registering the same name for the same
+    folder again is fine; for another folder it raises UserError.
     """
     if name in seqio.TaskRegistry.names():
         task = seqio.TaskRegistry.get(name)
-        if not isinstance(task.source, ClipSource) or _real(task.source.directory) != _real(directory):
+        if not isinstance(task.source, ClipSource) or real_directory(task.source.directory) != real_directory(
+            directory
+        ):
             where = getattr(task.source, "directory", "another source")
             raise UserError(f"the task name {name!r} is already taken by {where}; choose another name for {directory}")
         return task
@@ -70,8 +73,3 @@ def register_mixture(name: str, parts: Mapping[str, tuple[str | os.PathLike, flo
         return seqio.MixtureRegistry.add(name, list(rates.items()))
     except ValueError as error:
         raise UserError(f"{name!r} cannot be a mixture's name: {error}; change --gin.ClipData.task") from error
-
-
-def _real(directory: str | os.PathLike) -> str:
-    text = os.fspath(directory)
-    return text.rstrip("/") if "://" in text else str(pathlib.Path(text).expanduser().resolve())
