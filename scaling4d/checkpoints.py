@@ -88,20 +88,6 @@ class Restored:
     step: int
 
 
-class _WallTimePolicy:
-    """Save when ``seconds`` went by since the last save of this process (or since its start)."""
-
-    def __init__(self, seconds: float):
-        self._seconds = seconds
-        self._last = time.monotonic()
-
-    def should_save(self, step, previous_steps, *, context) -> bool:
-        return not context.is_saving_in_progress and time.monotonic() - self._last >= self._seconds
-
-    def saved(self) -> None:
-        self._last = time.monotonic()
-
-
 def _is_news(record: logging.LogRecord) -> bool:
     """False for the tracebacks that Orbax's threads log of errors that its main thread raises as well."""
     return not (record.exc_info and "orbax" in record.pathname)
@@ -114,11 +100,8 @@ class Checkpoints:
         _check(config)
         logging.getLogger("absl").addFilter(_is_news)
         self.directory = epath.Path(directory)
-        policies = [
-            checkpoint_managers.FixedIntervalPolicy(config.period),
-            checkpoint_managers.PreemptionCheckpointingPolicy(),
-        ]
-        self._wall_time = _WallTimePolicy(config.minutes * 60 if config.minutes else float("inf"))
+        self._config = config
+        self._last_save = time.monotonic()
         keep = [checkpoint_managers.LatestN(config.keep)]
         if config.keep_period:
             keep.append(checkpoint_managers.EveryNSteps(config.keep_period))
@@ -126,7 +109,6 @@ class Checkpoints:
             self.directory,
             item_handlers={"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
-                save_decision_policy=checkpoint_managers.AnySavePolicy([*policies, self._wall_time]),
                 preservation_policy=checkpoint_managers.preservation_policy.AnyPreservationPolicy(keep),
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
@@ -136,15 +118,26 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
+    @property
+    def overdue(self) -> bool:
+        """Whether ``minutes`` went by since this process saved; by its own clock, so all must agree to act on it."""
+        seconds = self._config.minutes * 60
+        late = bool(seconds) and time.monotonic() - self._last_save >= seconds
+        return late and not self._manager.is_saving_in_progress()
+
     def save(self, step: int, state: Any, data: dict, *, force: bool = False) -> bool:
-        """Starts a save if one is due (or forced) and this step has none yet; returns whether it did."""
-        if step in self._manager.all_steps() or not (force or self._manager.should_save(step)):
+        """Starts a save if the period asks for it (or it is forced) and this step has none yet; returns whether it did.
+
+        All processes must call it alike.
+        """
+        if step in self._manager.all_steps() or not (force or step % self._config.period == 0):
             return False
-        self._check_space(state_bytes(state))
+        if jax.process_index() == 0:
+            self._check_space(state_bytes(state))
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
         with self._full_disk():
             saved = self._manager.save(step, args=items, force=True)
-        self._wall_time.saved()
+        self._last_save = time.monotonic()
         return saved
 
     def restore(self, step: int, abstract_state: Any) -> Restored:

@@ -1,4 +1,4 @@
-"""Evaluation on the held-out split, its pictures, and the backbone at the end of a run.
+"""Evaluation on the held-out split, and its pictures.
 
 Responsible for: what a run reports of a state apart from training on it. Not responsible for: the metrics themselves
 (``objectives/``), drawing (``observe/previews.py``) or when to evaluate (``train.py``).
@@ -13,9 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from scaling4d import partitioning, run_records
+from scaling4d import partitioning
 from scaling4d.data.clip_data import ClipData
-from scaling4d.export import released
 from scaling4d.objectives.combine import combine
 from scaling4d.observe import previews
 from scaling4d.run_folder import RunFolder
@@ -26,11 +25,10 @@ class Evaluator:
     """Evaluates states of one run; the moving average of the parameters is used where the run keeps one."""
 
     def __init__(
-        self, trainer: Trainer, data: ClipData, run: RunFolder, batch_size: int, examples: int, preview_examples: int
+        self, trainer: Trainer, data: ClipData, batch_size: int, examples: int, preview_examples: int
     ):
         self._trainer = trainer
         self._data = data
-        self._run = run
         self._batch_size = batch_size
         self._sharding = trainer.partitioner.batch_sharding(trainer.mesh)
         self._slots = partitioning.local_slots(self._sharding, batch_size)
@@ -39,20 +37,24 @@ class Evaluator:
         self._eval_step = trainer.jit_eval_step()
         self._previews = trainer.jit_previews()
 
-    def evaluate(self, state: Any, step: int, stop: object = False) -> dict[str, float]:
-        """Weighted means of the objective's metrics as ``eval/…``, pictures in the run folder; both empty when
-        ``stop`` became true half-way."""
+    def evaluate(self, state: Any, step: int, run: RunFolder, stop: Callable[[], bool]) -> dict[str, float]:
+        """Weighted means of the objective's metrics as ``eval/…``, pictures in the run folder (written by the main
+        process); both empty when ``stop`` became true half-way."""
         metrics, pictures = self.measure(_averaged(state), stop)
-        if pictures:
-            previews.write(self._run, step, pictures)
+        if pictures and jax.process_index() == 0:
+            previews.write(run, step, pictures)
         return {f"eval/{name}": value for name, value in metrics.items()}
 
     def measure(
-        self, params: Any, stop: object = False, on_examples: Callable[[int], None] = lambda done: None
+        self,
+        params: Any,
+        stop: Callable[[], bool] = lambda: False,
+        on_examples: Callable[[int], None] = lambda done: None,
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Weighted means of the metrics of these parameters, and rows of ``objective.previews`` of the first clips.
 
-        ``on_examples`` is told how many clips are done. Both are empty when ``stop`` became true half-way.
+        ``stop`` is asked before every batch, by all processes; ``on_examples`` is told how many clips are done. Both
+        results are empty when ``stop`` became true half-way.
         """
         pictures: dict[str, np.ndarray] = {}
         parts: list[dict[str, jax.Array]] = []
@@ -60,7 +62,7 @@ class Evaluator:
             return {}, {}
         with self._data.held_out_stream(batch_size=self._batch_size, slots=self._slots) as stream:
             for start in range(0, self._examples, self._batch_size):
-                if stop:
+                if stop():
                     return {}, {}
                 host = next(stream)
                 del host["bad"], host["source"]
@@ -78,14 +80,6 @@ class Evaluator:
     def _drawn(self, params: Any, batch: dict[str, jax.Array]) -> dict[str, np.ndarray]:
         videos = jax.device_get(self._previews(params, batch))
         return {name: np.asarray(rows)[: self._preview_examples] for name, rows in videos.items()}
-
-    def export(self, state: Any, step: int) -> str:
-        """Writes the backbone in the released layout; returns its path."""
-        arrays = self._trainer.objective.backbone_arrays(jax.device_get(_averaged(state)))
-        file = f"backbone-{step}.npz"
-        model = run_records.model_json(self._trainer)
-        record = released.export_record(model, file, step=step, ema=state.ema is not None)
-        return released.save_backbone(self._run, f"exports/{file}", arrays.items(), record)
 
 
 def _averaged(state: Any) -> Any:

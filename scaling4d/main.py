@@ -11,7 +11,7 @@ import os
 import sys
 
 from scaling4d import __version__, exits
-from scaling4d.errors import UserError
+from scaling4d.errors import UserError, tell
 
 COMMANDS = {
     "train": ("scaling4d.train_cli", "pretrain a model; starting the same command again resumes it"),
@@ -37,18 +37,19 @@ def main(argv: list[str] | None = None) -> int:
         print(f"scaling4d {__version__}")
         return exits.DONE
     if argv[0] not in COMMANDS:
-        return _fail(f"unknown command '{argv[0]}'; commands: {', '.join(COMMANDS)}")
+        return _fail(UserError(f"unknown command '{argv[0]}'; commands: {', '.join(COMMANDS)}"))
     choose_platform()
     try:
         return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
     except UserError as error:
-        return _fail(str(error))
+        return _fail(error)
     except KeyboardInterrupt:
         return exits.INTERRUPTED
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("scaling4d"):
             raise
-        return _fail(f"'{error.name}' is not installed, this command needs it: pip install 'scaling4d[train]'")
+        missing = f"'{error.name}' is not installed, this command needs it: pip install 'scaling4d[train]'"
+        return _fail(UserError(missing))
 
 
 def choose_platform() -> None:
@@ -57,8 +58,8 @@ def choose_platform() -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
-def _fail(message: str) -> int:
-    print(f"scaling4d: error: {message}", file=sys.stderr)
+def _fail(error: UserError) -> int:
+    tell(error)
     return exits.ERROR
 
 

@@ -5,6 +5,7 @@ Responsible for: ``config.gin`` (and ``config-<step>.gin`` after a change), ``mo
 the configuration (``config/``) or how files are written (``run_folder.py``).
 """
 
+import hashlib
 import importlib.metadata
 import platform
 from typing import Any
@@ -31,6 +32,12 @@ def versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     return found
+
+
+def process_facts(resolved_config: str) -> dict[str, str]:
+    """What must be the same in all processes of a run, by what it is called."""
+    found = {name: str(value) for name, value in versions().items()}
+    return {**found, "configuration": hashlib.sha256(resolved_config.encode()).hexdigest()[:12]}
 
 
 def model_json(trainer: Trainer) -> dict[str, Any]:

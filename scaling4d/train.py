@@ -9,6 +9,7 @@ handed to it ahead of time.
 import collections
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,12 +17,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from scaling4d import checkpoints, exits, partitioning, run_records
+from scaling4d import agreement, checkpoints, exits, partitioning, run_records
+from scaling4d.agreement import Agreement
 from scaling4d.checkpoints import Checkpoints, RestoreCheckpointConfig, SaveCheckpointConfig
+from scaling4d.cluster import Cluster
 from scaling4d.data.clip_data import ClipData
 from scaling4d.data.resume import Resume
 from scaling4d.errors import UserError
 from scaling4d.evaluation import Evaluator
+from scaling4d.export import released
 from scaling4d.interrupts import StopRequest
 from scaling4d.lease import Lease
 from scaling4d.objectives.objective import Objective
@@ -29,6 +33,7 @@ from scaling4d.observe.progress import Progress
 from scaling4d.observe.writers import AsyncWriters, MetricWriter
 from scaling4d.optimizers import AdamW
 from scaling4d.partitioning import Partitioner
+from scaling4d.pretrained.read_checkpoint import ReadCheckpoint
 from scaling4d.run_folder import RunFolder
 from scaling4d.trainer import Trainer
 from scaling4d.warm_start import WarmStart
@@ -96,23 +101,30 @@ class Run:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(Trainer) if f.name != "mesh"}
         return Trainer(mesh=mesh, **fields)
 
-    def start(self, start: Start) -> int:
+    def start(self, start: Start, cluster: Cluster) -> int:
         """Runs to the end, or to a request to stop; returns the exit code."""
         run = RunFolder(self.model_dir)
-        done = run_records.done_step(run)
+        done = cluster.from_main(lambda: run_records.done_step(run))
         if done is not None and done >= self.total_steps:
-            print(f"{run.path} is complete at step {done}; more steps: --gin.TRAIN_STEPS", flush=True)
+            say(f"{run.path} is complete at step {done}; more steps: --gin.TRAIN_STEPS")
             return exits.DONE
+        cluster.check_same(run_records.process_facts(start.resolved_config))
         trainer = self.trainer()
-        run_records.check_same_model(run, trainer)
-        run.create()
         with contextlib.ExitStack() as stack:
             # Waiting for a lease and downloading weights are simply ended by Ctrl-C.
-            lease = stack.enter_context(Lease(run, stale_s=start.lease_stale_s))
-            weights = self._weights(trainer, run)
+            lease = Lease(run, stale_s=start.lease_stale_s)
+
+            def claim() -> None:
+                run_records.check_same_model(run, trainer)
+                run.create()
+                stack.enter_context(lease)
+
+            cluster.from_main(claim)
+            with cluster.together():
+                weights = self._weights(trainer, cluster.from_main(lambda: checkpoints.steps(run)))
             stop = stack.enter_context(StopRequest())
             stack.enter_context(trainer.context())
-            return self._train(trainer, run, weights, lease, stop, stack, start)
+            return self._train(trainer, run, weights, lease, stop, stack, start, cluster)
 
     def _train(
         self,
@@ -123,20 +135,26 @@ class Run:
         stop: StopRequest,
         stack: contextlib.ExitStack,
         start: Start,
+        cluster: Cluster,
     ) -> int:
         # -- State: latest checkpoint here, else the initial one, else fresh --------------------------------------
-        changes = run_records.check_same_run(run, start.resolved_config, allow_changes=start.allow_config_changes)
+        changes = cluster.from_main(
+            lambda: run_records.check_same_run(run, start.resolved_config, allow_changes=start.allow_config_changes)
+        )
         saver = Checkpoints(run.path / "checkpoints", self.checkpoint)
         stack.callback(saver.close)
-        state, restored = self._initial_state(trainer, saver, weights)
+        latest = cluster.from_main(saver.latest_step)
+        state, restored = self._initial_state(trainer, saver, latest, weights)
         first_step, position = (restored.step, restored.data["next_example"]) if restored else (0, 0)
         step = first_step
         source = f"step {step} in {restored.source}" if restored else self.restore.path or "scratch"
         mesh = ", ".join(f"{axis} {size}" for axis, size in trainer.mesh.shape.items())
-        say(f"model: {run_records.num_parameters(trainer):,} parameters; mesh: {mesh}; from {source}")
+        processes = f" in {cluster.count} processes" if cluster.count > 1 else ""
+        say(f"model: {run_records.num_parameters(trainer):,} parameters; mesh: {mesh}{processes}; from {source}")
         for change in changes:
             say(f"changed: {change}")
-        if (done := run_records.done_step(run)) is not None:
+        done = cluster.from_main(lambda: run_records.done_step(run))
+        if done is not None:
             old, new = (float(self.optimizer.rate(steps)(step)) for steps in (done, self.total_steps))
             if not np.isclose(old, new):
                 say(f"the learning rate jumps from {old:.2e} to {new:.2e} at step {step} (ConstantCooldown would not)")
@@ -147,16 +165,20 @@ class Run:
         batch_sharding = self.partitioner.batch_sharding(trainer.mesh)
         slots = partitioning.local_slots(batch_sharding, self.batch_size)
         resume = Resume(restored.data, restored.source, start.allow_config_changes) if restored else None
-        stream = self.data.train_stream(batch_size=self.batch_size, slots=slots, start=position, resume=resume)
-        stack.enter_context(stream)
+        with cluster.together():
+            stream = self.data.train_stream(batch_size=self.batch_size, slots=slots, start=position, resume=resume)
+            stack.enter_context(stream)
+            evaluator = Evaluator(trainer, self.data, self.batch_size, self.eval_examples, self.preview_examples)
         for note in stream.notes:
             say(note)
-        evaluator = Evaluator(trainer, self.data, run, self.batch_size, self.eval_examples, self.preview_examples)
 
         # -- Records; metrics that were written after the restored step are cut back ------------------------------
-        run_records.write(run, trainer, start.resolved_config, step=step, changed=bool(changes))
-        run.remove("DONE")
-        writers = AsyncWriters([make(run) for make in self.writers])
+        def write_records() -> None:
+            run_records.write(run, trainer, start.resolved_config, step=step, changed=bool(changes))
+            run.remove("DONE")
+
+        cluster.from_main(write_records)
+        writers = AsyncWriters([make(run) for make in self.writers] if cluster.is_main else [])
         stack.callback(writers.close)
         writers.truncate(step)
 
@@ -165,7 +187,8 @@ class Run:
             del host["bad"], host["source"]
             return partitioning.put_batch(host, slots, batch_sharding, self.batch_size)
 
-        progress = Progress(total_steps=self.total_steps, batch_size=self.batch_size, start_step=step)
+        lines = None if cluster.is_main else stack.enter_context(open(os.devnull, "w"))
+        progress = Progress(total_steps=self.total_steps, batch_size=self.batch_size, start_step=step, stream=lines)
         stack.enter_context(progress)
 
         # -- Compile, with the first batch already on its way -----------------------------------------------------
@@ -174,6 +197,10 @@ class Run:
         with device_memory_errors(self):
             train_step = trainer.jit_train_step().lower(state, batch).compile()
         say(f"compiled the step in {time.perf_counter() - compile_started:.1f} s")
+        if any(cluster.gather(stop.signal_name or "")):
+            say(f"{stop.signal_name or 'asked to stop'} before the first step; to go on:\n\n  {start.command}\n")
+            return exits.RUN_AGAIN
+        agreed = Agreement(trainer.mesh)
         progress.begin()
 
         # -- The loop ----------------------------------------------------------------------------------------------
@@ -185,18 +212,23 @@ class Run:
                 done_step, device_metrics = pending.popleft()
                 with device_memory_errors(self):
                     jax.block_until_ready(device_metrics)
+                agreed.hear(leave=0)
                 progress.step_done(done_step)
                 if done_step % self.log_period and done_step != self.total_steps:
                     continue
                 metrics = {f"train/{name}": float(value) for name, value in jax.device_get(device_metrics).items()}
-                metrics |= {f"data/{name}": float(count) for name, count in stream.counts().items()}
+                metrics |= {f"data/{name}": float(agreed.heard[name]) for name in agreement.COUNTS}
                 metrics |= progress.rates()
                 check_finite(metrics["train/loss"], done_step, run)
                 writers.write(done_step, metrics)
                 progress.show(metrics)
 
+        def asked() -> dict[str, bool]:
+            return {"stop": bool(stop), "save": saver.overdue, "lost": cluster.is_main and lease.lost}
+
         with jax.transfer_guard("disallow"):
-            while step < self.total_steps and not stop:
+            while step < self.total_steps and not agreed.stop:
+                agreed.tell(asked(), stream.counts())
                 with device_memory_errors(self):
                     state, metrics = train_step(state, batch)
                 step, position = step + 1, position + self.batch_size
@@ -206,13 +238,15 @@ class Run:
                     with progress.waiting_for_data(lambda: pending[-1][1]["loss"].is_ready()):
                         batch = next_batch()
                 drain(leave=0 if last else STEPS_IN_FLIGHT - 1)
-                if lease.lost:
-                    raise UserError(f"{lease.lost_because}; this trainer ends without writing more")
-                saver.save(step, state, stream.state(position), force=last or bool(stop))
-                if not stop and (last or (self.eval_period and step % self.eval_period == 0)):
+                if agreed.heard["lost"]:
+                    why = lease.lost_because or f"somebody else took over {run.path}"
+                    raise UserError(f"{why}; this trainer ends without writing more")
+                due = last or agreed.stop or bool(agreed.heard["save"])
+                saver.save(step, state, stream.state(position), force=due)
+                if not agreed.stop and (last or (self.eval_period and step % self.eval_period == 0)):
                     drain(leave=0)
                     with progress.paused():
-                        metrics = evaluator.evaluate(state, step, stop)
+                        metrics = evaluator.evaluate(state, step, run, lambda: agreed.poll({"stop": bool(stop)}))
                     if metrics:
                         writers.write(step, metrics)
                         progress.show(metrics)
@@ -224,27 +258,30 @@ class Run:
         saver.wait()
         writers.flush()
         progress.close()
-        if stop and step < self.total_steps:
-            saved = f"saved at step {step} of {self.total_steps}"
-            saved = saved if step > first_step else "stopped before its first step"
-            say(f"{stop.signal_name}: {saved}; to go on:\n\n  {start.command}\n")
+        if agreed.stop and step < self.total_steps:
+            reason = stop.signal_name or "asked to stop"
+            say(f"{reason}: saved at step {step} of {self.total_steps}; to go on:\n\n  {start.command}\n")
             return exits.RUN_AGAIN
-        say(f"backbone: {evaluator.export(state, step)}")
-        run.write_text("DONE", f"{step}\n")
+
+        def finish() -> None:
+            say(f"backbone: {export_backbone(run, step)}")
+            run.write_text("DONE", f"{step}\n")
+
+        cluster.from_main(finish)
         say(f"done: step {step}, {run.path}")
         return exits.DONE
 
-    def _weights(self, trainer: Trainer, run: RunFolder) -> WarmStart | None:
+    def _weights(self, trainer: Trainer, steps: list[int]) -> WarmStart | None:
         """What the first parameters come from, where this is the run's first start and it begins with weights."""
-        if not self.restore.path or self.restore.takes_state or checkpoints.steps(run):
+        if not self.restore.path or self.restore.takes_state or steps:
             return None
         return WarmStart(self.restore, trainer)
 
     def _initial_state(
-        self, trainer: Trainer, saver: Checkpoints, weights: WarmStart | None
+        self, trainer: Trainer, saver: Checkpoints, latest: int | None, weights: WarmStart | None
     ) -> tuple[Any, checkpoints.Restored | None]:
         """The newest checkpoint of this run, else the initial one, else a state that begins at step 0 (and None)."""
-        if (latest := saver.latest_step()) is not None:
+        if latest is not None:
             restored = saver.restore(latest, trainer.abstract_state)
         elif weights or not self.restore.path:
             if weights:
@@ -280,5 +317,15 @@ def device_memory_errors(run: Run):
         ) from None
 
 
+def export_backbone(run: RunFolder, step: int) -> str:
+    """Writes the backbone of a saved step in the released layout, array by array; returns its path."""
+    arrays = ReadCheckpoint(os.fspath(run.path), step, ema=None)
+    file = f"backbone-{step}.npz"
+    record = released.export_record(arrays.model, file, step=step, ema=arrays.ema)
+    return released.save_backbone(run, f"exports/{file}", released.read_backbone(arrays), record)
+
+
 def say(text: str) -> None:
-    print(text, flush=True)
+    """Prints a line, in the main process alone."""
+    if jax.process_index() == 0:
+        print(text, flush=True)

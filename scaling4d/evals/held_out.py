@@ -96,7 +96,7 @@ def evaluate(
     with trainer.context(), device_memory_errors(run):
         params = placed(arrays, trainer.abstract_state.params, trainer.state_shardings.params)
         drawn = run.preview_examples or _PREVIEWS
-        evaluator = Evaluator(trainer, run.data, arrays.run, run.batch_size, examples, drawn)
+        evaluator = Evaluator(trainer, run.data, run.batch_size, examples, drawn)
         metrics, pictures = evaluator.measure(params, on_examples=lambda done: on_examples(done, examples))
     about = {"clips": examples, "batch_size": run.batch_size, "data": getattr(run.data, "directory", "")}
     return HeldOut(metrics, pictures, about)

@@ -40,6 +40,3 @@ class Objective(Protocol):
 
     def model_description(self) -> dict[str, Any]:
         """What a reader of the run folder must know to build the model again; JSON values only."""
-
-    def backbone_arrays(self, params: Params) -> dict[str, np.ndarray]:
-        """The backbone's arrays under the names of the released checkpoints."""

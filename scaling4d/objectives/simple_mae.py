@@ -193,12 +193,6 @@ class SimpleMAE:
             "loss_on": self.loss_on, "normalize_targets": self.normalize_targets,
         }
 
-    def backbone_arrays(self, params: Params) -> dict[str, np.ndarray]:
-        """See ``export/released.py``, loaded only here: training does not need it before its end."""
-        from scaling4d.export import released
-
-        return released.backbone_arrays(params)
-
 
 def simple_mae_from(description: Mapping[str, Any], source: str) -> SimpleMAE:
     """The objective that ``SimpleMAE.model_description`` described, such as in a run's ``model.json``.
