@@ -133,7 +133,7 @@ def test_what_a_killed_process_had_is_done_again(clip_set):
 def test_a_record_that_processes_die_of_is_a_bad_one(clip_set):
     loader = loader_of(clip_set)
     told = []
-    found = start(loader_of(clip_set, deadly={5}), threads=2, on_bad=lambda *record: told.append(record))
+    found = start(loader_of(clip_set, deadly={5}, seconds=0.02), threads=2, on_bad=lambda *record: told.append(record))
     bad = []
     for first in range(0, 40, BATCH):
         batch, clips = next(found), loader.load(range(first, first + BATCH))
@@ -143,6 +143,7 @@ def test_a_record_that_processes_die_of_is_a_bad_one(clip_set):
     assert bad == [BAD_DECODE if index % 20 == 5 else 0 for index in range(40)]
     assert told == [(0, 5), (0, 5)]
     assert found.deaths == 3  # one in company, and two that show which record it is; in the next epoch none
+    assert found._dispatcher._deaths_of == {(0, 5): 2}
     found.close()
 
 
