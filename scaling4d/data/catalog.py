@@ -67,10 +67,11 @@ def read_table(path: pathlib.Path) -> list[Entry]:
 
 def _decode_entry(line: bytes) -> Entry:
     source, start_us, frames, fps, width, height = line.split(b"\t")
-    return Entry(_unescape(source), int(start_us), int(frames), float(fps), int(width), int(height))
+    return Entry(unescape(source), int(start_us), int(frames), float(fps), int(width), int(height))
 
 
-def _unescape(text: bytes) -> bytes:
+def unescape(text: bytes) -> bytes:
+    """A cell of a table as it was before its backslashes, tabs and ends of lines were escaped; raises ValueError."""
     first, *parts = text.split(b"\\")
     out, place = [first], 0
     while place < len(parts):

@@ -58,10 +58,19 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Label:
+    """A label that records may hold: its type (``int64``, ``float`` or ``bytes``) and how many clips of each split do."""
+
+    type: str
+    clips: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything ``manifest.json`` says; ``skipped`` counts the files by reason.
 
-    ``root``: the folder of the video files of clips that are read in place; left out of the file where it is empty.
+    ``root``: the folder of the video files of clips that are read in place. ``labels``: by the names of their fields.
+    Both are left out of the file where they are empty.
     """
 
     settings: dict[str, Any]
@@ -74,11 +83,10 @@ class Manifest:
     format: str = FORMAT
     version: int = VERSION
     root: str = ""
+    labels: dict[str, Label] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        fields = dict(vars(self))
-        if not self.root:
-            del fields["root"]
+        fields = {name: value for name, value in vars(self).items() if value or name not in ("root", "labels")}
         # Not asdict, which copies every value: a data set of 170 million clips has 170,000 shards.
         return json.dumps(fields, indent=1, ensure_ascii=False, default=vars) + "\n"
 
@@ -139,7 +147,8 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
             name: Split(**{**split, "shards": tuple(Shard(**shard) for shard in split["shards"])})
             for name, split in raw["splits"].items()
         }
-        return Manifest(**{**raw, "splits": splits})
+        labels = {name: Label(**label) for name, label in raw.get("labels", {}).items()}
+        return Manifest(**{**raw, "splits": splits, "labels": labels})
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}); ingest the data set again") from error
 

@@ -67,6 +67,8 @@ def _verify(flags: argparse.Namespace) -> int:
         f"{flags.verify}: {found} in {report.shards} shards, {report.clips} clips, {report.bytes / 1e9:.3f} GB; "
         f"{report.decoded} clips were decoded"
     )
+    for name, clips in report.labels.items():
+        print(f"label {name}: in {clips} clips")
     if report.missing:
         print(f"{', '.join(report.missing)}: not there, which is fine, but opening many shards in a bucket is slower")
     return exits.ERROR if report.problems else exits.DONE

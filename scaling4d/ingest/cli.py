@@ -100,6 +100,12 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write where the clips are in the videos instead of the clips: small, slow to train on, needs the videos",
     )
+    add(
+        "--labels",
+        metavar="TSV",
+        help="a table separated by tabs: a column 'source' (a video's path below --input) and columns of labels, which "
+        "become fields of its records",
+    )
     add("--workers", type=int, default=None, metavar="N", help="videos worked on at the same time (one a core)")
     add(
         "--file_seconds", type=int, default=1800, metavar="SECONDS", help="longest time spent on one file (%(default)s)"
@@ -122,7 +128,8 @@ def main(argv: Sequence[str]) -> int:
     if any(argument.split("=")[0] in ("--verify", "--stats", "--index") for argument in argv):
         return checks_cli.main(argv)
     flags = build_parser().parse_args(argv)
-    settings = IngestSettings(**{field.name: getattr(flags, field.name) for field in fields(IngestSettings)})
+    names = {field.name for field in fields(IngestSettings)} - {"labels"}
+    settings = IngestSettings(**{name: getattr(flags, name) for name in names})
     if flags.workers is not None and flags.workers < 1:
         raise UserError(f"--workers {flags.workers}: must be 1 or more")
     if flags.file_seconds < 1 or flags.file_memory_gb < 0.25:
@@ -132,6 +139,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--shard and --merge exclude each other: --merge comes last, once, when all parts are done")
     try:
         from scaling4d.ingest import run
+        from scaling4d.ingest.labels import Labels, read_labels
         from scaling4d.ingest.media import MediaLimits
         from scaling4d.ingest.progress import ProgressLine
         from scaling4d.ingest.sandbox import Limits
@@ -140,8 +148,6 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"ingest needs {error.name}: pip install 'scaling4d[train]'") from error
 
     limits = MediaLimits(process=Limits(memory_bytes=int(flags.file_memory_gb * 2**30), seconds=flags.file_seconds))
-    if flags.dry_run:
-        return _dry_run(flags, settings, limits)
     progress = ProgressLine()
     ingest = run.Ingest(
         flags.input,
@@ -150,8 +156,11 @@ def main(argv: Sequence[str]) -> int:
         limits=limits,
         workers=flags.workers,
         overwrite=flags.overwrite,
+        labels=read_labels(flags.labels) if flags.labels is not None else Labels(),
         progress=progress,
     )
+    if flags.dry_run:
+        return _dry_run(ingest, flags)
     try:
         summary = ingest.run_part(Part(*flags.shard)) if flags.shard else ingest.run(only_join=flags.merge)
     except run.NothingUsable as error:
@@ -169,29 +178,34 @@ def main(argv: Sequence[str]) -> int:
     return exits.DONE
 
 
-def _dry_run(flags: argparse.Namespace, settings: IngestSettings, limits) -> int:
-    import pathlib
-
+def _dry_run(ingest, flags: argparse.Namespace) -> int:
     from scaling4d.data.cores import usable_cores
     from scaling4d.ingest import estimate
-    from scaling4d.ingest.sources import find_sources
     from scaling4d.status_line import StatusLine
 
-    sources = find_sources(flags.input)
-    workers = flags.workers or usable_cores()
-    line = StatusLine()
-    try:
-        found = estimate.estimate(
-            sources,
-            settings,
-            limits,
-            workers,
-            lambda done, of: line.show(lambda: f"dry run: looked at {done} of {of} files", now=done == of),
-        )
-    finally:
-        line.close()
-    print("\n".join(estimate.text(found, settings, workers, pathlib.Path(flags.output).expanduser())))
-    print("nothing was written")
+    standing = ingest.look()
+    if standing.complete:
+        print(_summary_text(standing.complete, flags.output))
+        return exits.DONE
+    lines = [estimate.done_text(standing.sources, standing.done)] if standing.done else []
+    left = [source for source in standing.sources if source.name not in standing.done]
+    if left:
+        workers = flags.workers or usable_cores()
+        line = StatusLine()
+        try:
+            found = estimate.estimate(
+                left,
+                ingest.settings,
+                ingest.limits,
+                workers,
+                lambda count, of: line.show(lambda: f"dry run: looked at {count} of {of} files", now=count == of),
+            )
+        finally:
+            line.close()
+        lines += estimate.text(found, ingest.settings, workers, ingest.folder)
+    else:
+        lines.append("  left    the clips are to be joined to shards")
+    print("\n".join([*lines, "nothing was written"]))
     return exits.DONE
 
 

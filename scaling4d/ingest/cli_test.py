@@ -9,8 +9,8 @@ import pytest
 
 from scaling4d.errors import UserError
 from scaling4d.ingest import cli
+from scaling4d.ingest.encode import Progress
 from scaling4d.ingest.progress import text
-from scaling4d.ingest.run import Progress
 from tests.video_files import coded_frame, coded_video, write_video
 
 FLAGS = ["--short_side", "64", "--frames", "16", "--workers", "1", "--cut_threshold", "none"]

@@ -10,7 +10,7 @@ from encoding a few of those for some seconds each, ``workers`` at a time as the
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from scaling4d.ingest.clips import Dropped, encode_file
 from scaling4d.ingest.media import MediaError, MediaLimits, probe
 from scaling4d.ingest.settings import IngestSettings
 from scaling4d.ingest.sources import Source, name_bytes
+from scaling4d.ingest.work import Done
 from scaling4d.status_line import format_duration
 
 PROBED, TIMED = 32, 8
@@ -130,6 +131,14 @@ def _sum_up(
         bytes=scale * sum(sample.bytes for sample in samples),
         work=scale * sum(sample.work for sample in samples),
     )
+
+
+def done_text(sources: Sequence[Source], done: Mapping[str, Done]) -> str:
+    """The line about what earlier calls did of ``sources``."""
+    size = sum(max(source.size, 0) for source in sources if source.name in done)
+    lengths = [one.spool.lengths for one in done.values() if one.spool]
+    clips = f"{sum(map(len, lengths)):,} clips, {sum(map(sum, lengths)) / 1e9:,.3f} GB"
+    return f"  done    {len(done):,} of {len(sources):,} files, {size / 1e9:,.3f} GB, which gave {clips}"
 
 
 def text(found: Estimate, settings: IngestSettings, workers: int, output: Path) -> Iterator[str]:

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 
-from scaling4d.data.manifest import SPLITS, Shard, Split
+from scaling4d.data.manifest import SPLITS, Label, Shard, Split
+from scaling4d.ingest.labels import Labels
 from scaling4d.ingest.settings import IngestSettings
 from scaling4d.ingest.shards import PlannedShard, Spool, file_names, plan_shards, write_durably, write_shard
 from scaling4d.ingest.sources import held_out, name_bytes
@@ -37,21 +38,25 @@ class JoinProgress:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every shard of the data set, by split, and a digest that names all of it."""
+    """Every shard of the data set, by split, a digest that names all of it, and what the manifest says of labels."""
 
     shards: dict[str, list[PlannedShard]]
     totals: dict[str, Split]
     digest: str
+    labels: dict[str, Label]
 
 
-def make_plan(usable: Mapping[str, Spool], settings: IngestSettings) -> Plan:
+def make_plan(usable: Mapping[str, Spool], settings: IngestSettings, labels: Labels) -> Plan:
     """The plan for sources (by name, in their order) and the clips they gave."""
     validation = held_out(list(usable), settings.holdout)
     digest = hashlib.sha256(json.dumps([settings.holdout, settings.shard_clips]).encode())
     shards: dict[str, list[PlannedShard]] = {}
     totals: dict[str, Split] = {}
+    labeled: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     for name, spool in usable.items():
         digest.update(b"%d:%b:" % (len(name_bytes(name)), name_bytes(name)) + spool.lengths.tobytes())
+        for label in labels.of(name):
+            labeled["validation" if name in validation else "train"][label] += len(spool.lengths)
     for split in SPLITS:
         numbered = [
             (number, spool)
@@ -65,7 +70,10 @@ def make_plan(usable: Mapping[str, Spool], settings: IngestSettings) -> Plan:
             sources=len(numbered),
             seconds=round(sum(spool.seconds for _, spool in numbered), 3),
         )
-    return Plan(shards, totals, digest.hexdigest())
+    counts = {
+        label: Label(kind, {split: labeled[split][label] for split in SPLITS}) for label, kind in labels.types.items()
+    }
+    return Plan(shards, totals, digest.hexdigest(), counts)
 
 
 class Joining:

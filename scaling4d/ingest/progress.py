@@ -4,24 +4,28 @@ Responsible for: the text of the line. Not responsible for: how it is shown (``s
 (``run.py``).
 """
 
+import sys
 import time
 
+from scaling4d.ingest.encode import Progress
 from scaling4d.ingest.join import JoinProgress
-from scaling4d.ingest.run import Progress
+from scaling4d.ingest.labels import LabelsFound
 from scaling4d.status_line import StatusLine, format_duration
 
 
 class ProgressLine:
-    """Call it with every ``Progress`` and ``JoinProgress``; ``close`` ends the line."""
+    """Call it with all that ``run.Ingest`` reports; ``close`` ends the line."""
 
     def __init__(self, line: StatusLine | None = None):
         self._line = line or StatusLine()
         self._began = time.monotonic()
         self._join_began: float | None = None
 
-    def __call__(self, progress: Progress | JoinProgress) -> None:
+    def __call__(self, progress: LabelsFound | Progress | JoinProgress) -> None:
         now = time.monotonic()
-        if isinstance(progress, JoinProgress):
+        if isinstance(progress, LabelsFound):
+            print(progress, file=sys.stderr)
+        elif isinstance(progress, JoinProgress):
             self._join_began = self._join_began or now
             seconds, is_last = now - self._join_began, progress.shards_done == progress.shards
             self._line.show(lambda: join_text(progress, seconds), now=is_last)

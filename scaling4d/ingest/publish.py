@@ -19,6 +19,7 @@ from scaling4d.data.manifest import (
     IN_PLACE_FORMAT,
     MANIFEST_NAME,
     SPLITS,
+    Label,
     Manifest,
     Split,
     packed_index_name,
@@ -39,6 +40,7 @@ def write_manifest(
     done: Mapping[str, Done],
     splits: dict[str, Split],
     settings: IngestSettings,
+    labels: dict[str, Label],
 ) -> Manifest:
     """Writes the packed indexes, ``errors.tsv``, then ``manifest.json``, to the work folder."""
     write_packed_indexes(work, splits)
@@ -54,6 +56,7 @@ def write_manifest(
         splits=splits,
         format=IN_PLACE_FORMAT if settings.in_place else FORMAT,
         root=root_of(sources[0]) if settings.in_place else "",
+        labels=labels,
     )
     lines = ["file\treason\tdetail", *("\t".join(map(printable, (s.name, s.reason, s.detail))) for s in skipped)]
     write_durably(work / ERRORS_NAME, ("\n".join(lines) + "\n").encode())

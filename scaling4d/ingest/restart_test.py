@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import itertools
+import json
 import os
 import pathlib
 import signal
@@ -15,7 +16,7 @@ import pytest
 from scaling4d.data.catalog import read_table, table_name
 from scaling4d.data.manifest import open_split, read_manifest
 from scaling4d.errors import UserError
-from scaling4d.ingest import cli, join, run, shards, work
+from scaling4d.ingest import cli, encode, estimate, join, shards, work
 from scaling4d.ingest.clips import Dropped, EncodedClip
 from scaling4d.ingest.media import MediaError, MediaLimits
 from scaling4d.ingest.run import Ingest, NothingUsable, Part, ingest
@@ -36,7 +37,7 @@ def encoded(monkeypatch) -> list[str]:
     """
     worked_on = []
 
-    def encode(path, settings, limits, stop=None):
+    def stand_in(path, settings, limits, stop=None):
         worked_on.append(path.name)
         digest = hashlib.sha256(path.name.encode()).digest()
         if path.name == "bad.mp4":
@@ -45,7 +46,7 @@ def encoded(monkeypatch) -> list[str]:
             yield EncodedClip(number, number * 1000, 24.0, 16, 64, 48, digest * (1 + digest[number + 1] % 20))
         yield Dropped(digest[5] % 3)
 
-    monkeypatch.setattr(run, "encode_file", encode)
+    monkeypatch.setattr(encode, "encode_file", stand_in)
     monkeypatch.setattr(work, "_SPOOL_BYTES", 2500)
     return worked_on
 
@@ -228,7 +229,7 @@ def test_how_clips_are_joined_may_change_between_starts(videos, undisturbed, enc
 
 def test_files_that_failed_from_outside_are_tried_again(videos, undisturbed, tmp_path, monkeypatch):
     """A crash may be a signal, a time limit may be raised; a corrupt file stays corrupt."""
-    good, output = run.encode_file, tmp_path / "out"
+    good, output = encode.encode_file, tmp_path / "out"
     reasons = {"1.mp4": "crashed", "2.mp4": "unreadable", "3.mp4": "timeout", "4.mp4": "memory"}
 
     def failing(path, *arguments):
@@ -238,14 +239,14 @@ def test_files_that_failed_from_outside_are_tried_again(videos, undisturbed, tmp
 
     limits = MediaLimits(process=Limits(seconds=7))
     with monkeypatch.context() as patch:
-        patch.setattr(run, "encode_file", failing)
+        patch.setattr(encode, "encode_file", failing)
         part = Ingest(videos, output, SETTINGS, limits).run_part(Part())
         assert {item.reason for item in part.skipped} == {"crashed", "unreadable", "timeout", "memory", "corrupt"}
         assert part.files_left == 2
         with pytest.raises(UserError, match="--merge: 2 of 10 files are not done"):
             Ingest(videos, output, SETTINGS, limits).run(only_join=True)
     tried = []
-    monkeypatch.setattr(run, "encode_file", lambda path, *rest: tried.append(path.name) or good(path, *rest))
+    monkeypatch.setattr(encode, "encode_file", lambda path, *rest: tried.append(path.name) or good(path, *rest))
     Ingest(videos, output, SETTINGS, limits).run_part(Part())
     assert sorted(tried) == ["1.mp4", "2.mp4"]
     ingest(videos, output, SETTINGS)
@@ -354,6 +355,50 @@ def test_flags_of_parts(videos, encoded, undisturbed, tmp_path, capsys):
         cli.main([*arguments, "--shard", "0/2", "--merge"])
     with pytest.raises(SystemExit):
         cli.main([*arguments, "--shard", "2"])
+
+
+def test_a_dry_run_subtracts_what_is_done(videos, encoded, undisturbed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(estimate, "_probed_seconds", lambda source, limits: None)  # looking is tested elsewhere
+    output = tmp_path / "out"
+    arguments = ["--input", str(videos), "--output", str(output), "--shard_clips=5", "--holdout=0.25"]
+    (videos / "bad.mp4").write_bytes(b"x" * 2_000_000)
+
+    def looked() -> str:
+        before = contents(output)
+        assert cli.main([*arguments, "--dry_run"]) == 0
+        assert contents(output) == before
+        return capsys.readouterr().out
+
+    assert "  done " not in looked() and not output.exists()
+    cli.main([*arguments, "--shard", "1/2"])
+    capsys.readouterr()
+    clips, size = journaled_clips(output)
+    assert clips > 4
+    said = looked()
+    assert f"  done    5 of 10 files, 0.002 GB, which gave {clips} clips, {size / 1e9:.3f} GB" in said
+    assert "looking at 5 of 5 files" in said and said.endswith("nothing was written\n")
+    for spool in (output / ".ingest").glob("*.spool"):
+        spool.rename(spool.with_suffix(".away"))
+    assert "done    1 of 10 files" in looked()  # the one without clips
+    for spool in (output / ".ingest").glob("*.away"):
+        spool.rename(spool.with_suffix(".spool"))
+    with pytest.raises(UserError, match="unfinished work of other settings"):
+        cli.main([*arguments, "--crf=30", "--dry_run"])
+    assert cli.main([*arguments, "--crf=30", "--dry_run", "--overwrite"]) == 0
+    assert "  done " not in capsys.readouterr().out
+    cli.main([*arguments, "--shard", "0/2"])
+    capsys.readouterr()
+    assert "10 of 10 files" in (said := looked()) and "left    the clips are to be joined" in said
+    cli.main([*arguments, "--merge"])
+    capsys.readouterr()
+    assert "already holds" in looked()
+
+
+def journaled_clips(folder: pathlib.Path) -> tuple[int, int]:
+    """Clips and bytes of all finished videos."""
+    lines = [line for path in (folder / ".ingest").glob("*.journal") for line in path.read_text().splitlines()]
+    lengths = [length for line in lines for length in json.loads(line).get("lengths", [])]
+    return len(lengths), sum(lengths)
 
 
 def test_the_real_command_killed_twice_gives_the_same_bytes(tmp_path):

@@ -1,8 +1,8 @@
 """A whole ingest: videos in, a data set of clips out.
 
-Responsible for: the order of the steps, workers, and that a folder either becomes a complete data set or keeps looking
-unfinished. Not responsible for: single files (``clips.py``), what is finished already (``work.py``), shards
-(``join.py``), the hand-over (``publish.py``) or the command line (``cli.py``).
+Responsible for: the order of the steps, and that a folder either becomes a complete data set or keeps looking
+unfinished. Not responsible for: workers (``encode.py``), what is finished already (``work.py``), shards (``join.py``),
+the hand-over (``publish.py``) or the command line (``cli.py``).
 
 Everything is written to ``OUTPUT/.ingest`` and renamed when it is complete, the manifest last. The same call again goes
 on where one stopped. The output does not depend on the number of workers, on parts or on restarts.
@@ -13,39 +13,22 @@ import errno
 import fcntl
 import os
 import pathlib
-import queue
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from scaling4d.data.cores import usable_cores
 from scaling4d.data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from scaling4d.errors import UserError
-from scaling4d.ingest.clips import Dropped, encode_file
+from scaling4d.ingest.encode import Encoder, Progress
 from scaling4d.ingest.join import Joining, JoinProgress, make_plan
-from scaling4d.ingest.media import MediaError, MediaLimits
+from scaling4d.ingest.labels import Labels, LabelsFound, find_labels
+from scaling4d.ingest.media import MediaLimits
 from scaling4d.ingest.publish import put_in_place, read_errors, skipped_of, write_manifest
 from scaling4d.ingest.settings import IngestSettings
-from scaling4d.ingest.shards import SpoolWriter
 from scaling4d.ingest.sources import Source, files_digest, find_sources
-from scaling4d.ingest.work import FOLDER, Done, Part, Session, Skipped, WorkFolder, full
+from scaling4d.ingest.work import FOLDER, Done, Part, Skipped, WorkFolder
 
-
-@dataclass(frozen=True)
-class Progress:
-    """How far the encoding is; bytes are those of the input files, ``bytes_before`` those an earlier call did."""
-
-    files_done: int
-    files: int
-    bytes_done: int
-    bytes: int
-    clips: int
-    skipped: int
-    bytes_before: int = 0
-
-
-Report = Callable[[Progress | JoinProgress], None]
+Report = Callable[[LabelsFound | Progress | JoinProgress], None]
 
 
 @dataclass(frozen=True)
@@ -66,6 +49,15 @@ class PartSummary:
     files_left: int
 
 
+@dataclass(frozen=True)
+class Standing:
+    """How far an ingest is: its sources and, by name, what was done of them; or the summary, when it is complete."""
+
+    sources: list[Source]
+    done: dict[str, Done]
+    complete: Summary | None = None
+
+
 class NothingUsable(UserError):
     """No file gave a clip; ``skipped`` says why for each."""
 
@@ -79,8 +71,8 @@ class Ingest:
     """One ingest of ``inputs`` (a folder, a glob pattern or a file) into the folder ``output``.
 
     workers: files worked on at the same time, each in a process of its own; None for one a core. overwrite: replaces a
-    data set that is there, and throws unfinished work of other settings away. progress: called with every finished file
-    and shard, from the calling thread.
+    data set that is there, and throws unfinished work of other settings away. labels: become fields of the records, and
+    part of the settings. progress: called with every finished file and shard, from the calling thread.
     """
 
     inputs: str | os.PathLike
@@ -89,12 +81,14 @@ class Ingest:
     limits: MediaLimits = field(default_factory=MediaLimits)
     workers: int | None = None
     overwrite: bool = False
+    labels: Labels = field(default_factory=Labels)
     progress: Report = lambda _: None
 
     def __post_init__(self):
         if self.workers is not None and self.workers < 1:
             raise UserError(f"--workers {self.workers}: must be 1 or more")
         self.folder = pathlib.Path(self.output).expanduser()
+        self.settings = replace(self.settings, labels=self.labels.digest)
 
     def run(self, *, only_join: bool = False) -> Summary:
         """Does all that is left to do. A file that cannot be used is skipped and listed.
@@ -104,32 +98,55 @@ class Ingest:
         Raises UserError when the input is missing, the output cannot be written or holds another data set, or (with
         only_join) files are left; NothingUsable when every file was skipped.
         """
-        sources = find_sources(self.inputs)
+        sources = self._sources()
         with self._writing(shared=False):
             finished = _finished_before(self.folder, sources, self.settings, self.overwrite)
             if finished:
                 return finished
-            work = WorkFolder(self.folder / FOLDER, self.settings, self.limits, alone=True, discard=self.overwrite)
+            work = self._work()
+            work.open(alone=True, discard=self.overwrite)
             return self._published(work, sources) or self._finish(work, sources, only_join)
 
     def run_part(self, part: Part) -> PartSummary:
         """Encodes one part of the sources, for a last ``run`` to join; other parts may run at the same time."""
-        sources = find_sources(self.inputs)
+        sources = self._sources()
         with self._writing(shared=True):
             finished = _finished_before(self.folder, sources, self.settings, self.overwrite)
             if finished or (self.folder / FOLDER / MANIFEST_NAME).exists():
                 return PartSummary(0, finished.skipped if finished else (), 0)
-            work = WorkFolder(self.folder / FOLDER, self.settings, self.limits, alone=False, discard=False)
+            work = self._work()
+            work.open(alone=False, discard=False)
             done = work.finished(sources)
             mine = sources[part.index :: part.count]
-            done |= self._encode(work, part, mine, done)
+            done |= self._encoder().encode(mine, done, lambda: work.session(part), self.progress)
             left = len(sources) - len(work.finished(sources))
         return PartSummary(len(mine), skipped_of(mine, done), left)
+
+    def look(self) -> Standing:
+        """How far earlier calls came; writes nothing. Raises UserError as ``run``."""
+        sources = self._sources()
+        complete = _finished_before(self.folder, sources, self.settings, self.overwrite)
+        if complete:
+            return Standing(sources, {}, complete)
+        work = self._work()
+        done = work.finished(sources) if work.look(alone=True, discard=self.overwrite) else {}
+        if len(done) < len(sources):
+            done = {name: one for name, one in done.items() if not one.spool or work.has_clips(one.spool)}
+        return Standing(sources, done)
+
+    def _work(self) -> WorkFolder:
+        return WorkFolder(self.folder / FOLDER, self.settings, self.limits)
+
+    def _sources(self) -> list[Source]:
+        sources = find_sources(self.inputs)
+        if self.labels.types:
+            self.progress(find_labels(self.labels, sources))
+        return sources
 
     def _finish(self, work: WorkFolder, sources: list[Source], only_join: bool) -> Summary:
         done = work.finished(sources)
         joining = Joining(work.folder)
-        plan = make_plan(_usable(sources, done), self.settings) if len(done) == len(sources) else None
+        plan = make_plan(_usable(sources, done), self.settings, self.labels) if len(done) == len(sources) else None
         if plan is None or not joining.can_go_on(plan, work.has_clips):
             joining.forget()
             done = {name: one for name, one in done.items() if not one.spool or work.has_clips(one.spool)}
@@ -139,14 +156,14 @@ class Ingest:
                     f"--merge: {left} of {len(sources)} files are not done yet; start the parts that failed again, or "
                     "leave --merge out to do those files here"
                 )
-            done |= self._encode(work, Part(), sources, done)
-            plan = make_plan(_usable(sources, done), self.settings)
+            done |= self._encoder().encode(sources, done, lambda: work.session(Part()), self.progress)
+            plan = make_plan(_usable(sources, done), self.settings, self.labels)
         if not any(plan.shards.values()):
             work.remove()
             skipped = skipped_of(sources, done)
             raise NothingUsable(f"none of the {len(sources)} files gave a clip; nothing is in {self.folder}", skipped)
         splits = joining.join(plan, self._worker_count(), self.progress)
-        manifest = write_manifest(work.folder, sources, done, splits, self.settings)
+        manifest = write_manifest(work.folder, sources, done, splits, self.settings, plan.labels)
         put_in_place(work.folder, self.folder, manifest)
         return Summary(manifest, skipped_of(sources, done))
 
@@ -162,26 +179,8 @@ class Ingest:
         put_in_place(work.folder, self.folder, manifest)
         return Summary(manifest, read_errors(self.folder))
 
-    def _encode(
-        self, work: WorkFolder, part: Part, sources: Sequence[Source], done: dict[str, Done]
-    ) -> dict[str, Done]:
-        """Works on those ``sources`` that are not ``done``, several at a time; what was done of them."""
-        todo = [source for source in sources if source.name not in done]
-        before = [(source, done[source.name]) for source in sources if source.name in done]
-        count = _Count(sources, before)
-        self.progress(count.progress())
-        results: dict[str, Done] = {}
-        if not todo:
-            return results
-        with (
-            work.session(part) as session,
-            contextlib.closing(_encode_each(todo, session, self.settings, self.limits, self._worker_count())) as each,
-        ):
-            for source, one in each:
-                results[source.name] = one
-                count.add(source, one)
-                self.progress(count.progress())
-        return results
+    def _encoder(self) -> Encoder:
+        return Encoder(self.settings, self.limits, self.labels, self._worker_count())
 
     def _worker_count(self) -> int:
         return self.workers or usable_cores()
@@ -204,87 +203,6 @@ def ingest(
 ) -> Summary:
     """Makes the data set ``output`` from the videos of ``inputs``; ``options`` are those of ``Ingest``."""
     return Ingest(inputs, output, settings or IngestSettings(), **options).run()
-
-
-class _Count:
-    """Adds up what is done."""
-
-    def __init__(self, sources: Sequence[Source], before: Sequence[tuple[Source, Done]]):
-        self._files, self._bytes = len(sources), sum(max(source.size, 0) for source in sources)
-        self._files_done = self._bytes_done = self._clips = self._skipped = self._bytes_before = 0
-        for source, one in before:
-            self.add(source, one)
-        self._bytes_before = self._bytes_done
-
-    def add(self, source: Source, one: Done) -> None:
-        self._files_done += 1
-        self._bytes_done += max(source.size, 0)
-        self._clips += len(one.spool.lengths) if one.spool else 0
-        self._skipped += one.skipped is not None
-
-    def progress(self) -> Progress:
-        return Progress(
-            self._files_done, self._files, self._bytes_done, self._bytes, self._clips, self._skipped, self._bytes_before
-        )
-
-
-def _encode_each(
-    todo: Sequence[Source], session: Session, settings: IngestSettings, limits: MediaLimits, workers: int
-) -> Iterator[tuple[Source, Done]]:
-    """Yields what was done of each source, as they are finished; each in a child process (threads only wait)."""
-    stop, lock = threading.Event(), threading.Lock()
-    waiting = iter(todo)
-    results: queue.SimpleQueue = queue.SimpleQueue()
-
-    def work(worker: int) -> None:
-        number = 0
-        while not stop.is_set():
-            with lock:
-                source = next(waiting, None)
-            if source is None:
-                return
-            while full(path := session.spool_path(worker, number)):
-                number += 1
-            try:
-                one = _encode_one(source, path, settings, limits, stop)
-                session.record(source, one)
-            except BaseException as error:
-                results.put(error)
-                return
-            results.put((source, one))
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="ingest") as pool:
-        try:
-            for worker in range(min(workers, len(todo))):
-                pool.submit(work, worker)
-            for _ in todo:
-                result = results.get()
-                if isinstance(result, BaseException):
-                    raise result
-                yield result
-        finally:
-            stop.set()  # the children end within a moment, so that leaving does not wait for whole films
-
-
-def _encode_one(
-    source: Source, spool_path: pathlib.Path, settings: IngestSettings, limits: MediaLimits, stop: threading.Event
-) -> Done:
-    writer = SpoolWriter(spool_path, source.name, (source.size, source.modified))
-    dropped = 0
-    try:
-        for item in encode_file(source.path, settings, limits, stop):
-            if isinstance(item, Dropped):
-                dropped = item.frames
-            else:
-                writer.add(item)
-        return Done(writer.finish(), dropped)
-    except MediaError as error:
-        writer.discard()
-        return Done(None, skipped=Skipped(source.name, error.reason, error.detail))
-    except BaseException:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
-            writer.discard()
-        raise
 
 
 def _usable(sources: Sequence[Source], done: dict[str, Done]):

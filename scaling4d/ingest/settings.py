@@ -23,6 +23,7 @@ class IngestSettings:
     holdout: share of the source videos that make the validation split (at least one of two or more, unless 0).
     shard_clips: clips a shard file.
     in_place: records say where in the original files their clips are, instead of holding them.
+    labels: the digest of the table of labels that records hold, empty without; ``run.Ingest`` fills it in.
     """
 
     short_side: int = 256
@@ -36,6 +37,7 @@ class IngestSettings:
     holdout: float = 0.1
     shard_clips: int = 1024
     in_place: bool = False
+    labels: str = ""
 
     def __post_init__(self):
         _check("short_side", self.short_side, 16, 2160)

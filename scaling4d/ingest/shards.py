@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import google_crc32c
 
 from scaling4d.data.catalog import encode_entry, encode_table, entry_of, table_name
-from scaling4d.data.example import decode_example, encode_example
+from scaling4d.data.example import Value, decode_example, encode_example
 from scaling4d.data.manifest import Shard, Split, packed_index_name, shard_name
 from scaling4d.data.records import MAX_SHARD_BYTES, BadRecord, encode_index, frame_record, unframe_record
 from scaling4d.errors import UserError
@@ -41,9 +41,18 @@ class Spool:
 class SpoolWriter:
     """Appends the clips of one source to a file; they are complete and on the disk when ``finish`` returned."""
 
-    def __init__(self, path: pathlib.Path, source_name: str, file_state: tuple[int, int] = (0, 0)):
-        """file_state: the source's bytes and time of change, kept with clips that are read in place."""
-        self._path, self._file_state = path, file_state
+    def __init__(
+        self,
+        path: pathlib.Path,
+        source_name: str,
+        file_state: tuple[int, int] = (0, 0),
+        labels: Mapping[str, Value] | None = None,
+    ):
+        """file_state: the source's bytes and time of change, kept with clips that are read in place.
+
+        labels: further fields of all its records.
+        """
+        self._path, self._file_state, self._labels = path, file_state, labels or {}
         self._source = name_bytes(source_name)
         self._file = open(path, "ab")  # noqa: SIM115 (closed by finish or discard)
         self._offset = self._file.tell()
@@ -62,6 +71,7 @@ class SpoolWriter:
             "frames": clip.frames,
             "width": clip.width,
             "height": clip.height,
+            **self._labels,
         }
         if clip.first is not None:
             del fields["video"]

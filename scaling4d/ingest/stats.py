@@ -97,6 +97,8 @@ def describe(directory: str | pathlib.Path) -> str:
     blocks.append(_histogram("frames a second", _numbers(counts.rates)))
     blocks.append(_histogram("pixels", _common({f"{w} x {h}": n for (w, h), n in counts.pixels.items()})))
     blocks.append(_histogram("KiB a clip", _powers(counts.bytes, 1024)))
+    if manifest.labels:
+        blocks.append(_label_table(manifest))
     if manifest.skipped:
         blocks.append(_histogram(f"files skipped, of {manifest.files}", list(manifest.skipped.items())))
     if counts.unread:
@@ -105,12 +107,24 @@ def describe(directory: str | pathlib.Path) -> str:
 
 
 def _overview(manifest: Manifest) -> str:
-    rows = [("split", "clips", "videos", "hours", "frames", "GB", "shards")]
+    rows: list[tuple[str, ...]] = [("split", "clips", "videos", "hours", "frames", "GB", "shards")]
     for name, split in manifest.splits.items():
         size = sum(shard.bytes for shard in split.shards)
         hours, gigabytes = f"{split.seconds / 3600:.2f}", f"{size / 1e9:.3f}"
         rows.append((name, f"{split.clips:,}", f"{split.sources:,}", hours, f"{split.frames:,}", gigabytes,
                      f"{len(split.shards):,}"))  # fmt: skip
+    return _table(rows)
+
+
+def _label_table(manifest: Manifest) -> str:
+    """In how many clips each label is, as the manifest says."""
+    rows = [("label", "type", *manifest.splits)]
+    for name, label in manifest.labels.items():
+        rows.append((name, label.type, *(f"{label.clips.get(split, 0):,}" for split in manifest.splits)))
+    return _table(rows)
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     widths[0] = -widths[0]  # the first column is text, to the left
     return "\n".join("  ".join(_padded(cell, width) for cell, width in zip(row, widths, strict=True)) for row in rows)

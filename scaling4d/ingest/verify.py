@@ -11,7 +11,8 @@ not depend on the size of the data set but for 8 bytes a source video.
 import contextlib
 import pathlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -28,6 +29,7 @@ from scaling4d.data.manifest import (
     IN_PLACE_FORMAT,
     JPEG_FORMAT,
     MANIFEST_NAME,
+    Label,
     Manifest,
     Shard,
     Split,
@@ -37,6 +39,7 @@ from scaling4d.data.manifest import (
 from scaling4d.data.order import Draws
 from scaling4d.data.records import BadRecord, ShardedRecords, decode_index, index_bytes, unframe_record
 from scaling4d.errors import UserError
+from scaling4d.ingest.labels import TYPES
 from scaling4d.ingest.scan import scan_lengths
 from scaling4d.ingest.shards import file_names
 from scaling4d.ingest.sources import printable
@@ -70,7 +73,7 @@ class VerifyProgress:
 class Report:
     """What was looked at, and every problem in the order of the shards.
 
-    ``missing``: names of files that a data set may lack, and this one does.
+    ``missing``: names of files that a data set may lack, and this one does. ``labels``: in how many clips each is.
     """
 
     shards: int
@@ -79,6 +82,7 @@ class Report:
     decoded: int
     problems: tuple[Problem, ...]
     missing: tuple[str, ...] = ()
+    labels: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -92,6 +96,7 @@ class _Found:
     bytes: int = 0
     decoded: int = 0
     sources: set[int] = field(default_factory=set)
+    labels: Counter[str] = field(default_factory=Counter)
     table: list[bytes] = field(default_factory=list)
     unread: int = 0
 
@@ -137,7 +142,9 @@ def _verify(
     progress(VerifyProgress(0, len(shards), 0, total, len(problems)))
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
         try:
-            checks = pool.map(lambda item: _check_shard(directory, item[1], kind, decoded_share, stop), shards)
+            checks = pool.map(
+                lambda item: _check_shard(directory, item[1], kind, manifest.labels, decoded_share, stop), shards
+            )
             for number, ((split, shard), result) in enumerate(zip(shards, checks, strict=True), 1):
                 found[split].append(result)
                 problems += result.problems
@@ -149,7 +156,7 @@ def _verify(
             raise
     missing = []
     for name, split in manifest.splits.items():
-        problems += _check_totals(name, split, found[name])
+        problems += _check_totals(name, split, manifest.labels, found[name])
         path = directory / packed_index_name(name)
         if split.shards and path.exists():
             problems += _check_packed_index(path, split.shards)
@@ -164,11 +171,17 @@ def _verify(
         decoded=sum(result.decoded for result in everything),
         problems=tuple(problems),
         missing=tuple(missing),
+        labels={name: sum(result.labels[name] for result in everything) for name in manifest.labels},
     )
 
 
 def _check_shard(
-    directory: pathlib.Path, shard: Shard, kind: ShardedRecords, decoded_share: float, stop: threading.Event
+    directory: pathlib.Path,
+    shard: Shard,
+    kind: ShardedRecords,
+    labels: Mapping[str, Label],
+    decoded_share: float,
+    stop: threading.Event,
 ) -> _Found:
     found = _Found()
 
@@ -193,7 +206,7 @@ def _check_shard(
                     return found
                 entry = file.read(length)
                 checksum.update(entry)
-                what = _check_entry(entry, kind, number in decoded, found)
+                what = _check_entry(entry, kind, labels, number in decoded, found)
                 if what:
                     found.unread += 1
                     problem(what, number)
@@ -269,7 +282,9 @@ def _walked_lengths(path: pathlib.Path, problem: Callable[..., None]) -> Iterato
         problem(f"{error}; what follows cannot be told apart without the index", count)
 
 
-def _check_entry(entry: bytes, kind: ShardedRecords, decode: bool, found: _Found) -> str | None:
+def _check_entry(
+    entry: bytes, kind: ShardedRecords, labels: Mapping[str, Label], decode: bool, found: _Found
+) -> str | None:
     """Counts one record; what is wrong with it, or None."""
     try:
         fields = kind.parse(unframe_record(entry))
@@ -285,6 +300,11 @@ def _check_entry(entry: bytes, kind: ShardedRecords, decode: bool, found: _Found
     if fields["source"]:
         found.sources.add(hash(fields["source"]))
     found.table.append(encode_entry(entry_of(fields)))
+    for name, label in labels.items():
+        if name in fields:
+            found.labels[name] += 1
+            if not isinstance(fields[name], TYPES[label.type]):
+                return f"its label {name!r} is not of type {label.type}"
     if not 1 <= fields["frames"] <= MAX_FRAMES:
         return f"says {fields['frames']} frames; allowed are 1 to {MAX_FRAMES}"
     return _check_video(fields, kind, found) if decode else None
@@ -307,7 +327,7 @@ def _sample(shard: Shard, clips: int, share: float) -> set[int]:
     return {(first + place * clips // count) % clips for place in range(count)}
 
 
-def _check_totals(name: str, split: Split, found: list[_Found]) -> list[Problem]:
+def _check_totals(name: str, split: Split, labels: Mapping[str, Label], found: list[_Found]) -> list[Problem]:
     problems = []
     stated = sum(shard.clips for shard in split.shards)
     if stated != split.clips:
@@ -319,6 +339,10 @@ def _check_totals(name: str, split: Split, found: list[_Found]) -> list[Problem]
         ("frames", split.frames, sum(result.frames for result in found)),
         ("sources", split.sources, sources),
         ("seconds", round(split.seconds), round(sum(result.seconds for result in found))),
+        *(
+            (f"clips with the label {label!r}", said.clips.get(name, 0), sum(result.labels[label] for result in found))
+            for label, said in labels.items()
+        ),
     ):
         if abs(said - counted) > (max(1, 1e-3 * counted) if what == "seconds" else 0):
             problems.append(Problem(MANIFEST_NAME, None, f"{name}: says {said} {what}, its records have {counted}"))

@@ -69,34 +69,41 @@ class Part:
 
 
 class WorkFolder:
-    """The folder of an unfinished ingest; made, or found as an earlier process left it."""
+    """The folder of an unfinished ingest, as an earlier process left it; ``open`` it before it is written to."""
 
-    def __init__(
-        self, folder: pathlib.Path, settings: IngestSettings, limits: MediaLimits, *, alone: bool, discard: bool
-    ):
-        """Raises UserError where it holds finished work of other settings or software.
-
-        alone: no other process uses the folder, so that such work is removed if ``discard``.
-        """
+    def __init__(self, folder: pathlib.Path, settings: IngestSettings, limits: MediaLimits):
         self.folder = folder
         self._limits = [limits.process.memory_bytes, limits.process.seconds]
+        self._identity = {"version": 1, "settings": _record_settings(settings), "software": software()}
         self._sizes: dict[pathlib.Path, int] = {}
         self._paths: dict[str, pathlib.Path] = {}
-        identity = {"version": 1, "settings": _record_settings(settings), "software": software()}
+
+    def look(self, *, alone: bool, discard: bool) -> bool:
+        """Whether there is work to go on with; False where there is none, or none that is kept.
+
+        alone: no other process uses the folder, so that work of other settings or software may be removed if
+        ``discard``. Raises UserError where it may not.
+        """
         found = self._read_identity()
-        if found not in (None, identity) and alone and (discard or self._is_empty()):
-            shutil.rmtree(folder)
-            found = None
-        if found is None:
-            folder.mkdir(exist_ok=True)
-            aside = folder / f"{_IDENTITY}.{os.uname().nodename}.{os.getpid()}"
-            write_durably(aside, json.dumps(identity).encode())
-            os.replace(aside, folder / _IDENTITY)
-        elif found != identity:
-            raise UserError(
-                f"{folder}: holds unfinished work of {_differences(found, identity)}; choose another --output, or "
-                "throw it away with --overwrite (without --shard)"
-            )
+        if found in (None, self._identity):
+            return found is not None
+        if alone and (discard or self._is_empty()):
+            return False
+        raise UserError(
+            f"{self.folder}: holds unfinished work of {_differences(found, self._identity)}; choose another --output, "
+            "or throw it away with --overwrite (without --shard)"
+        )
+
+    def open(self, *, alone: bool, discard: bool) -> None:
+        """Makes the folder ready; the arguments and UserError are those of ``look``. Raises OSError."""
+        if self.look(alone=alone, discard=discard):
+            return
+        if self._read_identity() is not None:
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(exist_ok=True)
+        aside = self.folder / f"{_IDENTITY}.{os.uname().nodename}.{os.getpid()}"
+        write_durably(aside, json.dumps(self._identity).encode())
+        os.replace(aside, self.folder / _IDENTITY)
 
     def finished(self, sources: Iterable[Source]) -> dict[str, Done]:
         """By name, what was done of those ``sources`` whose size and time of change are still the same."""
