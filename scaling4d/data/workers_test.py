@@ -176,8 +176,8 @@ def test_nothing_stays_behind(clip_set, how):
     before, files = threading.active_count(), shared_memory()
     found = start(loader_of(clip_set, seconds=0.05), workers=2, threads=2)
     next(found)
-    running = [process.pid for process in processes(found)]
-    assert all(map(is_running, running))
+    begun = processes(found)
+    assert all(is_running(process.pid) for process in begun)
     reference = weakref.ref(found)
     if how == "close":
         found.close()
@@ -185,7 +185,8 @@ def test_nothing_stays_behind(clip_set, how):
     del found
     gc.collect()
     assert reference() is None
-    assert not any(map(is_running, running)) and threading.active_count() == before
+    assert threading.active_count() == before
+    assert all(process.returncode is not None for process in begun)  # ended, and waited for
     assert shared_memory() <= files
 
 
