@@ -119,6 +119,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="encode only part I (0 to N - 1) of the videos: one of N commands, on any machines that see OUTPUT",
     )
     add("--merge", action="store_true", help="the last command after all parts: makes the data set, encodes nothing")
+    add(
+        "--beam",
+        type=int,
+        metavar="N",
+        help="encode in N parts on Apache Beam, then make the data set; Beam's options follow after a --, such as "
+        "-- --runner=FlinkRunner",
+    )
     add("--dry_run", action="store_true", help="look at a few files, print what it will take, and write nothing")
     return parser
 
@@ -127,7 +134,9 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code, raises UserError for mistakes of the user."""
     if any(argument.split("=")[0] in ("--verify", "--stats", "--index") for argument in argv):
         return checks_cli.main(argv)
-    flags = build_parser().parse_args(argv)
+    own = argv[: argv.index("--")] if "--" in argv else argv
+    beam_options = argv[len(own) + 1 :]
+    flags = build_parser().parse_args(own)
     names = {field.name for field in fields(IngestSettings)} - {"labels"}
     settings = IngestSettings(**{name: getattr(flags, name) for name in names})
     if flags.workers is not None and flags.workers < 1:
@@ -137,6 +146,10 @@ def main(argv: Sequence[str]) -> int:
     checks_cli.check_folder("output", flags.output)
     if flags.shard and flags.merge:
         raise UserError("--shard and --merge exclude each other: --merge comes last, once, when all parts are done")
+    if flags.beam is not None and (flags.beam < 1 or flags.shard or flags.merge or flags.dry_run):
+        raise UserError(f"--beam {flags.beam}: must be 1 or more, and without --shard, --merge and --dry_run")
+    if beam_options and flags.beam is None:
+        raise UserError(f"-- {' '.join(beam_options)}: options of Beam need --beam N")
     try:
         from scaling4d.ingest import run
         from scaling4d.ingest.labels import Labels, read_labels
@@ -162,6 +175,10 @@ def main(argv: Sequence[str]) -> int:
     if flags.dry_run:
         return _dry_run(ingest, flags)
     try:
+        if flags.beam is not None:
+            from scaling4d.ingest.beam import encode_on_beam
+
+            encode_on_beam(ingest, flags.labels, flags.beam, beam_options)
         summary = ingest.run_part(Part(*flags.shard)) if flags.shard else ingest.run(only_join=flags.merge)
     except run.NothingUsable as error:
         progress.close()

@@ -122,6 +122,16 @@ class Ingest:
             left = len(sources) - len(work.finished(sources))
         return PartSummary(len(mine), skipped_of(mine, done), left)
 
+    def prepare(self) -> bool:
+        """Makes OUTPUT ready for parts, with room for them if ``overwrite``; False where nothing is left to encode."""
+        sources = self._sources()
+        with self._writing(shared=False):
+            if _finished_before(self.folder, sources, self.settings, self.overwrite):
+                return False
+            work = self._work()
+            work.open(alone=True, discard=self.overwrite)
+            return len(work.finished(sources)) < len(sources)
+
     def look(self) -> Standing:
         """How far earlier calls came; writes nothing. Raises UserError as ``run``."""
         sources = self._sources()
