@@ -188,7 +188,13 @@ class Run:
             return partitioning.put_batch(host, slots, batch_sharding, self.batch_size)
 
         lines = None if cluster.is_main else stack.enter_context(open(os.devnull, "w"))
-        progress = Progress(total_steps=self.total_steps, batch_size=self.batch_size, start_step=step, stream=lines)
+        progress = Progress(
+            total_steps=self.total_steps,
+            batch_size=self.batch_size,
+            start_step=step,
+            stream=lines,
+            data_settings=self.data.speed_settings(),
+        )
         stack.enter_context(progress)
 
         # -- Compile, with the first batch already on its way -----------------------------------------------------
@@ -198,7 +204,8 @@ class Run:
             train_step = trainer.jit_train_step().lower(state, batch).compile()
         say(f"compiled the step in {time.perf_counter() - compile_started:.1f} s")
         if any(cluster.gather(stop.signal_name or "")):
-            say(f"{stop.signal_name or 'asked to stop'} before the first step; to go on:\n\n  {start.command}\n")
+            reason = stop.signal_name or "asked to stop"
+            say(f"{reason}: stopped before its first step; to go on:\n\n  {start.command}\n")
             return exits.RUN_AGAIN
         agreed = Agreement(trainer.mesh)
         progress.begin()

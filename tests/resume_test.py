@@ -1,17 +1,15 @@
 """Killed runs, in processes of their own: what a restart ends with is bitwise what an undisturbed run ends with."""
 
-import json
 import pathlib
 import random
 import signal
 import time
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from tests.conftest import SMALL_RUN
+from tests.run_ends import final_arrays, losses
 
 STEPS = 40
 
@@ -21,27 +19,9 @@ def flags(model_dir: pathlib.Path, clips: pathlib.Path) -> list[str]:
     return ["train", *SMALL_RUN, f"--model_dir={model_dir}", f"--gin.DATA_DIR={clips}", "--lease_stale_s=30", *period]
 
 
-def final_state(model_dir: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
-    """All arrays of the last checkpoint and the stream's position."""
-    handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(model_dir / "checkpoints", item_handlers=handlers, options=options) as manager:
-        assert manager.latest_step() == STEPS
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(), data=ocp.args.JsonRestore())
-        items = manager.restore(STEPS, args=arguments)
-    leaves = jax.tree_util.tree_flatten_with_path(items["state"])[0]
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}, items["data"]
-
-
-def steps_seen(model_dir: pathlib.Path) -> list[int]:
-    path = model_dir / "train" / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line)["step"] for line in lines if line.endswith("\n") and "train/loss" in line]
-
-
 def wait_for_step(process, model_dir: pathlib.Path, step: int) -> None:
     deadline = time.monotonic() + 200
-    while process.poll() is None and max(steps_seen(model_dir), default=0) < step:
+    while process.poll() is None and max(losses(model_dir), default=0) < step:
         assert time.monotonic() < deadline, "the run does not reach its step"
         time.sleep(0.05)
 
@@ -54,19 +34,12 @@ def undisturbed(tmp_path_factory, clips, scaling4d) -> pathlib.Path:
 
 
 def assert_same_end(model_dir: pathlib.Path, undisturbed: pathlib.Path) -> None:
-    (ours, position), (theirs, expected) = final_state(model_dir), final_state(undisturbed)
+    (ours, position), (theirs, expected) = final_arrays(model_dir, STEPS), final_arrays(undisturbed, STEPS)
     assert position == expected
     assert ours.keys() == theirs.keys() and len(ours) > 50
     for name in ours:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
-    assert steps_seen(model_dir) == steps_seen(undisturbed) == list(range(1, STEPS + 1))
-    ours, theirs = ([line["train/loss"] for line in losses(run)] for run in (model_dir, undisturbed))
-    assert ours == theirs
-
-
-def losses(model_dir: pathlib.Path) -> list[dict]:
-    lines = (model_dir / "train" / "metrics.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if "train/loss" in row]
+    assert losses(model_dir) == losses(undisturbed) and list(losses(model_dir)) == list(range(1, STEPS + 1))
 
 
 def kill_at_random_steps(kills: int, seed: int, model_dir, clips, scaling4d) -> None:
