@@ -20,11 +20,14 @@ class ProgressLine:
         self._line = line or StatusLine()
         self._began = time.monotonic()
         self._join_began: float | None = None
+        self._labels: LabelsFound | None = None
 
     def __call__(self, progress: LabelsFound | Progress | JoinProgress) -> None:
         now = time.monotonic()
         if isinstance(progress, LabelsFound):
-            print(progress, file=sys.stderr)
+            if progress != self._labels:  # said once by a command that looks twice
+                print(progress, file=sys.stderr)
+            self._labels = progress
         elif isinstance(progress, JoinProgress):
             self._join_began = self._join_began or now
             seconds, is_last = now - self._join_began, progress.shards_done == progress.shards
