@@ -4,18 +4,28 @@
 
 The clips are tiny (2 frames of 32 x 32 out of JPEG pictures), so that not decoding is measured but what there is beside
 it: Python's lock bounds the threads of one process, and the time of this process bounds any number of others.
+
+    python tools/bench_workers.py --clips=170000000
+
+tells instead what the offsets of so many records cost: once for all processes, and again in each of them.
 """
 
 import argparse
+import os
 import pathlib
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 
 import cv2
 import numpy as np
 
+from scaling4d.data.blocks import load_shared, return_freed_memory, share
 from scaling4d.data.decode import ClipSettings
+from scaling4d.data.manifest import shard_name
+from scaling4d.data.records import ShardedRecords
 from scaling4d.data.stream import ClipStream
 from scaling4d.data.tasks import register_clips
 from scaling4d.data.tensorflow_setup import tf
@@ -32,7 +42,11 @@ def main() -> None:
     parser.add_argument("--threads", default=[1, 2], help="rows with so many threads (1,2)", **numbers)
     parser.add_argument("--workers", default=[1, 2], help="rows with so many processes (1,2)", **numbers)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each row (10)")
+    parser.add_argument("--clips", type=int, help="tells of the offsets of so many records, in shards of 1,024")
     flags = parser.parse_args()
+    if flags.clips:
+        measure_offsets(flags.clips)
+        return
     rows = [{"threads": n} for n in flags.threads] + [{"workers": n} for n in flags.workers]
     with tempfile.TemporaryDirectory() as folder:
         write_clips(pathlib.Path(folder))
@@ -74,6 +88,39 @@ def measure(row: dict[str, int], batch: int, seconds: float) -> tuple[float, flo
         took, own = time.perf_counter() - started, time.process_time() - own_before
     others = _cpu(resource.RUSAGE_CHILDREN) - others_before  # known when they have ended; their start is among it
     return clips / took, own / clips * 1e3, others / clips * 1e3
+
+
+_LOAD = """
+import sys, time
+import scaling4d.data.clips
+from scaling4d.data.blocks import load_shared
+def own_memory():
+    return int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0]) / 1e3
+before, began = own_memory(), time.perf_counter()
+loaded = load_shared(int(sys.argv[1]))
+took = time.perf_counter() - began
+print(f"each process       {took:.1f} s to load; of its own {before:.0f} MB before and {own_memory():.0f} MB after")
+"""
+
+
+def measure_offsets(clips: int) -> None:
+    """Prints what sharing the offsets of 64 data sets of together ``clips`` records takes."""
+    offsets = np.arange(1025, dtype=np.uint32) * np.uint32(49_000)
+    shards = -(-clips // 1024 // 64)
+    sets = [ShardedRecords([(shard_name("train", i), offsets.copy()) for i in range(shards)]) for _ in range(64)]
+    print(f"before             {own_memory():.0f} MB: {sum(map(len, sets)):,} records in {64 * shards:,} shards")
+    began = time.perf_counter()
+    shared = share(sets)
+    print(f"shared once        {os.fstat(shared).st_size / 1e6:.0f} MB, in {time.perf_counter() - began:.1f} s")
+    sets = load_shared(shared)
+    return_freed_memory()
+    print(f"after              {own_memory():.0f} MB")
+    subprocess.run([sys.executable, "-c", _LOAD, str(shared)], pass_fds=[shared], check=True)
+
+
+def own_memory() -> float:
+    """MB of this process that it shares with no other."""
+    return int(pathlib.Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 1e3
 
 
 def _cpu(who: int) -> float:

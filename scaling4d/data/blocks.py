@@ -5,6 +5,7 @@ arrays of a batch lie, and passing an object to other processes with one copy of
 responsible for: who writes which block when (``workers.py``).
 """
 
+import ctypes
 import functools
 import io
 import math
@@ -99,6 +100,16 @@ def load_shared(descriptor: int) -> Any:
     memory = map_array(descriptor, writable=False)
     begin, length = memory[:_HEADER].view(np.int64).tolist()
     return _Unpickler(io.BytesIO(memory[begin : begin + length]), memory).load()
+
+
+def return_freed_memory() -> None:
+    """Gives memory that was freed in small pieces back to the system, where the C library would keep it.
+
+    The offsets of 170 million records lie in 166,000 pieces of 4 kB: 0.7 GB that nothing would be put into again.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim:
+        trim(0)
 
 
 class _Pickler(pickle.Pickler):

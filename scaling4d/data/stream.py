@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from scaling4d.data.blocked import read_block_list
+from scaling4d.data.blocks import return_freed_memory
 from scaling4d.data.clips import ClipLoader
 from scaling4d.data.cores import usable_cores
 from scaling4d.data.decode import ClipSettings
@@ -162,6 +163,8 @@ class ClipStream:
             # The processes' offsets serve here too: those of 170 million clips are 0.68 GB.
             for source, records in zip(opened, self._reader.shared_loader().records, strict=True):
                 source.replace_records(split, records)
+            del loader
+            return_freed_memory()
         else:
             self._reader = loader
             position = StreamPosition(

@@ -16,6 +16,7 @@ from scaling4d.data.tasks import register_clips, register_mixture
 from scaling4d.data.tensorflow_setup import seqio
 from scaling4d.errors import UserError
 from scaling4d.ingest.index_shards import index_shards
+from tests import flaky_bucket
 from tests.sequence_examples import sequence_example, write_shard
 
 SETTINGS = ClipSettings(frames=4, size=48, stride=2)
@@ -78,6 +79,20 @@ def test_they_are_those_of_threads(task):
     shape["start"] += 12 * 7
     with stream(task, **shape, workers=1) as found:
         assert_equal([next(found) for _ in range(5)], expected[7:12])
+
+
+def test_processes_read_from_buckets_and_their_retries_are_counted(clip_set):
+    pytest.importorskip("obstore", reason="needs obstore: pip install 'scaling4d[gcs]'")
+    register_clips("worker_stream_folder", clip_set)
+    with flaky_bucket.serve("gs") as bucket:
+        bucket.put_folder(clip_set, "clips")
+        register_clips("worker_stream_bucket", f"{bucket.url}/clips")
+        bucket.fault = lambda name, before: "503" if name == "train-00001.tfrecord" and not before else None
+        with stream("", task="worker_stream_bucket", workers=1, threads=4) as found:
+            ours = [next(found) for _ in range(3)]  # more than an epoch: each of the shard's 8 records was read again
+            assert found.counts()["read_retries"] == bucket.faults["503"] == 8
+    with stream("", task="worker_stream_folder") as found:
+        assert_equal(ours, [next(found) for _ in range(3)])
 
 
 def test_offsets_lie_in_shared_memory_once(task, clip_set):
