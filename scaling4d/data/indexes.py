@@ -99,9 +99,9 @@ def _read_index(store: Store, shard: IndexedShard) -> np.ndarray:
 
 def _checked(data: bytes, path: str, shard: IndexedShard) -> np.ndarray:
     offsets = decode_index(data, path)
-    if f"{google_crc32c.value(data):08x}" != shard.index_crc32c:
+    if f"{google_crc32c.value(data):08x}" != shard.index_crc32c or len(offsets) != shard.clips + 1:
         raise UserError(
-            f"{path} belongs to another shard or data set than {shard.name} (its CRC is not that of the manifest)"
+            f"{path} belongs to another shard or data set than {shard.name} (its CRC or length is not the manifest's)"
         )
     return offsets
 

@@ -59,7 +59,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Label:
-    """A label that records may hold: its type (``int64``, ``float`` or ``bytes``) and how many clips of each split do."""
+    """A label of records: its type (``int64``, ``float`` or ``bytes``) and how many clips of each split have it."""
 
     type: str
     clips: dict[str, int]
@@ -144,13 +144,23 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
         raise UserError(f"{path} has version {raw.get('version')!r}; this program reads version {VERSION}")
     try:
         splits = {
-            name: Split(**{**split, "shards": tuple(Shard(**shard) for shard in split["shards"])})
+            name: Split(**{**split, "shards": tuple(map(_shard, split["shards"]))})
             for name, split in raw["splits"].items()
         }
         labels = {name: Label(**label) for name, label in raw.get("labels", {}).items()}
         return Manifest(**{**raw, "splits": splits, "labels": labels})
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}); ingest the data set again") from error
+
+
+def _shard(raw: dict[str, Any]) -> Shard:
+    """Raises TypeError, or KeyError, where it is none."""
+    shard = Shard(**raw)
+    is_text = type(shard.name) is type(shard.crc32c) is type(shard.index_crc32c) is str
+    is_number = type(shard.clips) is type(shard.bytes) is int  # no bool
+    if not (is_text and is_number and shard.clips >= 0 and shard.bytes >= 0):
+        raise TypeError(f"a shard of {raw}")
+    return shard
 
 
 def open_split(directory: str | os.PathLike, manifest: Manifest, split: str) -> ShardedRecords:

@@ -27,6 +27,13 @@ def test_the_fingerprint_follows_the_shards_alone():
     assert first.fingerprint() == same.fingerprint() != other.fingerprint()
 
 
+def one_shard(**changed) -> str:
+    shard = dataclasses.asdict(Shard("train-00000.tfrecord", 3, 100, "0a", "0b")) | changed
+    raw = json.loads(Manifest({}, {}, 1, "", splits={"train": Split(3)}).to_json())
+    raw["splits"]["train"]["shards"] = [shard]
+    return json.dumps(raw)
+
+
 def many_shards(count: int) -> Manifest:
     shards = [Shard(f"train-{i:05d}.tfrecord", 1 + i, 2**31 - i, f"{i * 77:08x}", f"{i:08x}") for i in range(count)]
     held_out = (Shard('räd "1".tfrecord', 3, 100, "0a", "0b"),)
@@ -52,6 +59,12 @@ def test_the_fingerprint_is_the_one_that_checkpoints_hold(count):
         ('{"format": "scaling4d-clips", "version": 99}', "version 99"),
         ('{"format": "scaling4d-clips", "version": 1}', "damaged"),
         ('{"format": "scaling4d-clips", "version": 1, "splits": {"train": 3}}', "damaged"),
+        (one_shard(name=7), "damaged .a shard of"),
+        (one_shard(clips="7"), "damaged .a shard of"),
+        (one_shard(clips=True), "damaged .a shard of"),
+        (one_shard(bytes=-1), "damaged .a shard of"),
+        (one_shard(index_crc32c=None), "damaged .a shard of"),
+        (one_shard(more=1), "damaged"),
     ],
 )
 def test_what_is_no_manifest_is_one_clear_line(tmp_path, text, complaint):
@@ -76,6 +89,12 @@ def test_an_index_that_is_missing_or_of_another_shard_is_refused(clip_set, tmp_p
     names = [shard.index_name for shard in manifest.splits["train"].shards]
     with pytest.raises(UserError, match=names[0]):
         open_split(tmp_path, manifest, "train")
+    first, *others = manifest.splits["train"].shards
+    fewer = dataclasses.replace(
+        manifest.splits["train"], shards=(dataclasses.replace(first, clips=first.clips - 1), *others)
+    )
+    with pytest.raises(UserError, match="belongs to another shard"):
+        open_split(clip_set, dataclasses.replace(manifest, splits={"train": fewer}), "train")
     for name, contents in zip(names, [names[2], names[1], names[0]], strict=True):
         (tmp_path / name).write_bytes((clip_set / contents).read_bytes())
     with pytest.raises(UserError, match="belongs to another shard"):
