@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from scaling4d.data import workers as workers_module
+from scaling4d.data import dispatcher
 from scaling4d.data.clips import BAD_DECODE, ClipLoader
 from scaling4d.data.workers import DecodeWorkers
 from scaling4d.errors import UserError
@@ -103,8 +103,8 @@ def test_memory_is_not_used_again_while_jax_reads_it(clip_set):
 
 
 def test_who_keeps_all_batches_is_told_and_may_go_on(clip_set, monkeypatch):
-    monkeypatch.setattr(workers_module, "HELD_BATCHES", 2)
-    monkeypatch.setattr(workers_module, "_STARVED_S", 0.2)
+    monkeypatch.setattr(dispatcher, "HELD_BATCHES", 2)
+    monkeypatch.setattr(dispatcher, "_STARVED_S", 0.2)
     loader = loader_of(clip_set)
     found = start(loader)
     held = [next(found) for _ in range(4)]
@@ -148,7 +148,7 @@ def test_a_record_that_processes_die_of_is_a_bad_one(clip_set):
 
 
 def test_processes_that_only_die_end_the_stream_with_one_line(clip_set, monkeypatch):
-    monkeypatch.setattr(workers_module, "_DEATHS", 2)
+    monkeypatch.setattr(dispatcher, "_DEATHS", 2)
     found = start(loader_of(clip_set, deadly=range(20)))
     with pytest.raises(UserError, match=r"3 decode processes died .*SIGKILL.*--gin.ClipData.workers"):
         next(found)
@@ -160,6 +160,14 @@ def test_processes_that_only_die_end_the_stream_with_one_line(clip_set, monkeypa
 def test_a_mistake_in_the_program_ends_the_stream(clip_set):
     found = start(loader_of(clip_set, broken={2}))
     with pytest.raises(RuntimeError, match="ZeroDivisionError: record 2"):
+        next(found)
+    found.close()
+
+
+def test_a_process_that_cannot_start_ends_the_stream(clip_set, monkeypatch):
+    monkeypatch.setattr(dispatcher, "_RUN_CHILD", "raise SystemExit(3)")
+    found = start(loader_of(clip_set))
+    with pytest.raises(RuntimeError, match="cannot start .exit code 3"):
         next(found)
     found.close()
 
