@@ -1,8 +1,8 @@
 """Checks a finished data set of clips, byte by byte.
 
-Responsible for: every record's CRC and fields, each file against its checksum, index and table, the counts of the
-manifest, and whether clips decode. Not responsible for: printing (``checks_cli.py``) or mending; a training run gets
-past bad records by itself (``scaling4d.data.clips``).
+Responsible for: every record's CRC and fields, each shard's checksum, the counts of the manifest, and whether clips
+decode. Not responsible for: the files beside the shards (``verify_files.py``), printing (``checks_cli.py``) or mending;
+a training run gets past bad records by itself (``scaling4d.data.clips``).
 
 Shards are checked one after the other in ``workers`` threads, each read once from front to back, so that memory does
 not depend on the size of the data set but for 8 bytes a source video.
@@ -12,13 +12,13 @@ import contextlib
 import pathlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import google_crc32c
 
-from scaling4d.data.catalog import encode_entry, encode_table, entry_of, table_name
+from scaling4d.data.catalog import encode_entry, entry_of, table_name
 from scaling4d.data.clips import decode_fields
 from scaling4d.data.cores import usable_cores
 from scaling4d.data.decode import MAX_FRAMES, BadClip, ClipSettings
@@ -37,25 +37,21 @@ from scaling4d.data.manifest import (
     read_manifest,
 )
 from scaling4d.data.order import Draws
-from scaling4d.data.records import BadRecord, ShardedRecords, decode_index, index_bytes, unframe_record
-from scaling4d.errors import UserError
+from scaling4d.data.records import BadRecord, ShardedRecords, unframe_record
 from scaling4d.ingest.labels import TYPES
-from scaling4d.ingest.scan import scan_lengths
-from scaling4d.ingest.shards import file_names
 from scaling4d.ingest.sources import printable
+from scaling4d.ingest.verify_files import (
+    Problem,
+    check_packed_index,
+    check_table,
+    indexed_lengths,
+    stray_files,
+    walked_lengths,
+)
 
 DECODED_SHARE = 0.01
 _DECODED_SIZE = 32  # pixels a side of the pictures that are made to see that a clip decodes
 _FIELDS = {"source": bytes, "frames": int, "width": int, "height": int, "fps": float, "start_us": int}
-
-
-@dataclass(frozen=True)
-class Problem:
-    """``shard`` is a file's name; ``record`` its number in the shard, None where the problem is the whole file's."""
-
-    shard: str
-    record: int | None
-    what: str
 
 
 @dataclass(frozen=True)
@@ -136,7 +132,7 @@ def _verify(
 ) -> Report:
     shards = [(name, shard) for name, split in manifest.splits.items() for shard in split.shards]
     found: dict[str, list[_Found]] = {name: [] for name in manifest.splits}
-    problems = _stray_files(directory, manifest)
+    problems = stray_files(directory, manifest)
     total, done = sum(shard.bytes for _, shard in shards), 0
     stop = threading.Event()
     progress(VerifyProgress(0, len(shards), 0, total, len(problems)))
@@ -159,7 +155,7 @@ def _verify(
         problems += _check_totals(name, split, manifest.labels, found[name])
         path = directory / packed_index_name(name)
         if split.shards and path.exists():
-            problems += _check_packed_index(path, split.shards)
+            problems += check_packed_index(path, split.shards)
         elif split.shards:
             missing.append(path.name)
     problems += _shared_sources({name: set().union(*(f.sources for f in each)) for name, each in found.items()})
@@ -189,13 +185,13 @@ def _check_shard(
         found.problems.append(Problem(name, record, what))
 
     path = directory / shard.name
-    lengths = _indexed_lengths(directory, shard, problem)
+    lengths = indexed_lengths(directory, shard, problem)
     try:
         size = path.stat().st_size
         if size != shard.bytes:
             problem(f"has {size} bytes; the manifest says {shard.bytes}")
         if lengths is None:
-            lengths = list(_walked_lengths(path, problem))
+            lengths = list(walked_lengths(path, problem))
         if len(lengths) != shard.clips:
             problem(f"has {len(lengths)} records; the manifest says {shard.clips}")
         decoded = _sample(shard, len(lengths), decoded_share)
@@ -219,67 +215,10 @@ def _check_shard(
     found.bytes = size
     if checksum.hexdigest().decode() != shard.crc32c and not found.problems:
         problem("its checksum is not that of the manifest")
-    _check_table(directory / table_name(shard.name), found, problem)
-    return found
-
-
-def _check_table(path: pathlib.Path, found: _Found, problem: Callable[..., None]) -> None:
-    """Data sets may lack tables; one that is there must be that of the shard."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        problem(f"cannot be read: {error.strerror}", name=path.name)
-        return
-    if not found.unread and data != encode_table(found.table):
-        problem("does not say what the shard's records hold", name=path.name)
+    if not found.unread:
+        check_table(directory / table_name(shard.name), found.table, problem)
     found.table.clear()
-
-
-def _indexed_lengths(directory: pathlib.Path, shard: Shard, problem: Callable[..., None]) -> list[int] | None:
-    """The lengths of the shard's entries by its index, None where that is not sound."""
-    path = directory / shard.index_name
-    try:
-        data = path.read_bytes()
-        offsets = decode_index(data, shard.index_name).tolist()
-    except OSError as error:
-        problem(f"cannot be read: {error.strerror}", name=shard.index_name)
-        return None
-    except UserError as error:
-        problem(str(error), name=shard.index_name)
-        return None
-    if f"{google_crc32c.value(data):08x}" != shard.index_crc32c:
-        problem("its checksum is not that of the manifest", name=shard.index_name)
-    if offsets[-1] != shard.bytes:
-        problem(f"is of a shard of {offsets[-1]} bytes; the manifest says {shard.bytes}", name=shard.index_name)
-    return [end - begin for begin, end in zip(offsets, offsets[1:], strict=False)]
-
-
-def _check_packed_index(path: pathlib.Path, shards: Sequence[Shard]) -> list[Problem]:
-    """Whether the file is byte for byte the index files that the manifest names, one after the other."""
-    problems = []
-    try:
-        size, wanted = path.stat().st_size, sum(index_bytes(shard.clips) for shard in shards)
-        if size != wanted:
-            problems.append(f"has {size} bytes; the indexes of the manifest's shards have {wanted}")
-        with open(path, "rb") as packed:
-            for shard in shards:
-                if f"{google_crc32c.value(packed.read(index_bytes(shard.clips))):08x}" != shard.index_crc32c:
-                    problems.append(f"does not hold {shard.index_name} where that should be")
-    except OSError as error:
-        problems.append(f"cannot be read: {error.strerror}")
-    return [Problem(path.name, None, f"{what}; delete it, it is not needed") for what in problems[:1]]
-
-
-def _walked_lengths(path: pathlib.Path, problem: Callable[..., None]) -> Iterator[int]:
-    count = 0
-    try:
-        for length in scan_lengths(path):
-            yield length
-            count += 1
-    except BadRecord as error:
-        problem(f"{error}; what follows cannot be told apart without the index", count)
+    return found
 
 
 def _check_entry(
@@ -357,13 +296,3 @@ def _shared_sources(sources: dict[str, set[int]]) -> list[Problem]:
         for a, b in pairs
         if (shared := sources[a] & sources[b])
     ]
-
-
-def _stray_files(directory: pathlib.Path, manifest: Manifest) -> list[Problem]:
-    if manifest.format == JPEG_FORMAT:
-        return []  # the folder is somebody else's
-    known = {name for split in manifest.splits.values() for shard in split.shards for name in file_names(shard)}
-    known |= {packed_index_name(name) for name, split in manifest.splits.items() if split.shards}
-    patterns = ("*.tfrecord", "*.index", "*.indexes", "*.sources.tsv")
-    there = [path.name for pattern in patterns for path in sorted(directory.glob(pattern))]
-    return [Problem(name, None, "is not named by the manifest") for name in there if name not in known]
