@@ -89,6 +89,11 @@ def flip_bytes(draw: random.Random, entry: bytearray, other: bytes) -> None:
         entry[draw.randrange(len(entry))] ^= draw.randrange(1, 256)
 
 
+def flip_framing(draw: random.Random, entry: bytearray, other: bytes) -> None:
+    """In the length, its CRC or that of the data."""
+    entry[draw.choice([*range(12), -4, -3, -2, -1])] ^= 1 << draw.randrange(8)
+
+
 def overwrite(draw: random.Random, entry: bytearray, other: bytes) -> None:
     begin = draw.randrange(len(entry))
     length = min(draw.randrange(1, 600), len(entry) - begin)
@@ -114,7 +119,7 @@ def end_early(draw: random.Random, entry: bytearray, other: bytes) -> None:
 
 
 KINDS: list[Callable[[random.Random, bytearray, bytes], None]] = [
-    flip_a_bit, flip_bytes, overwrite, take_from_another, say_another_length, end_early,
+    flip_a_bit, flip_bytes, flip_framing, overwrite, take_from_another, say_another_length, end_early,
 ]  # fmt: skip
 
 
