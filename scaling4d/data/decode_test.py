@@ -171,6 +171,7 @@ def test_the_same_draws_give_the_same_pixels():
     assert np.array_equal(first, decode_clip(data, 40, settings, Draws(0, 1)))
     assert not np.array_equal(first, decode_clip(data, 40, settings, Draws(0, 2)))
     assert first.shape == (8, 48, 48, 3) and first.dtype == np.uint8
+    assert first.ctypes.data % 64 == 0  # else TensorFlow copies it
 
 
 def test_a_damaged_video_is_a_bad_clip_and_never_another_error():
