@@ -7,9 +7,8 @@ of the videos it names. Not responsible for: labels in records (``shards.py``) o
 import codecs
 import hashlib
 import os
-import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from scaling4d.data.catalog import unescape
@@ -33,19 +32,23 @@ _LARGEST_FLOAT = 3.4028234e38  # of 32 bits, as records hold them
 
 @dataclass(frozen=True)
 class Labels:
-    """``types``: of each column, by name. ``rows``: by a source's name as stored, its values, None where it has none.
+    """``types``: of each column, by name. ``rows``: by a source's name as stored, its cells as they stand in the file.
 
-    ``digest`` names the contents of the file.
+    ``digest`` names the contents of the file. Cells become values when they are asked for, which takes a quarter of the
+    memory.
     """
 
     types: dict[str, str] = field(default_factory=dict)
-    rows: dict[bytes, Sequence[Value | None]] = field(default_factory=dict)
+    rows: dict[bytes, bytes] = field(default_factory=dict)
     digest: str = ""
 
     def of(self, name: str) -> dict[str, Value]:
         """The labels of a source by its name."""
-        values = self.rows.get(name_bytes(name), ())
-        return {label: value for label, value in zip(self.types, values, strict=False) if value is not None}
+        row = self.rows.get(name_bytes(name))
+        cells = map(unescape, row.split(b"\t")) if row is not None else ()
+        return {
+            label: TYPES[kind](cell) for (label, kind), cell in zip(self.types.items(), cells, strict=False) if cell
+        }
 
 
 @dataclass(frozen=True)
@@ -78,34 +81,41 @@ def find_labels(labels: Labels, sources: Iterable[Source]) -> LabelsFound:
 
 def read_labels(path: str | os.PathLike) -> Labels:
     """The table in the file ``path``; raises UserError when it is none."""
+    digest = hashlib.sha256()
+    rows: dict[bytes, bytes] = {}
     try:
-        data = pathlib.Path(path).expanduser().read_bytes()
+        with open(os.path.expanduser(path), "rb") as file:
+            header = file.readline()
+            digest.update(header)
+            columns = [_Column(name) for name in _column_names(header, path)]
+            for number, raw in enumerate(file, 2):
+                digest.update(raw)
+                line = _without_end(raw)
+                if not line:
+                    continue
+                source, _, row = line.partition(b"\t")
+                cells = row.split(b"\t") if b"\t" in line else []
+                if len(cells) != len(columns):
+                    raise UserError(
+                        f"--labels {path}: line {number} has {len(cells) + 1} columns, the first {len(columns) + 1}"
+                    )
+                try:
+                    source = unescape(source)
+                    for column, cell in zip(columns, cells, strict=True):
+                        column.add(unescape(cell))
+                except ValueError as error:
+                    raise UserError(f"--labels {path}: line {number}: {error}; write a backslash as two") from error
+                if source in rows:
+                    twice = printable(os.fsdecode(source))
+                    raise UserError(f"--labels {path}: line {number} names {twice} a second time")
+                rows[source] = row
     except OSError as error:
         raise UserError(f"--labels {path}: cannot be read: {error.strerror}") from error
-    header, *lines = (line.removesuffix(b"\r") for line in data.removeprefix(codecs.BOM_UTF8).split(b"\n"))
-    names = _column_names(header, path)
-    cells: dict[bytes, list[bytes]] = {}
-    for number, line in enumerate(lines, 2):
-        if not line:
-            continue
-        try:
-            source, *values = map(unescape, line.split(b"\t"))
-        except ValueError as error:
-            raise UserError(f"--labels {path}: line {number}: {error}; write a backslash as two") from error
-        if len(values) != len(names):
-            raise UserError(f"--labels {path}: line {number} has {len(values) + 1} columns, the first {len(names) + 1}")
-        if source in cells:
-            raise UserError(f"--labels {path}: line {number} names {printable(os.fsdecode(source))} a second time")
-        cells[source] = values
-    types, columns = {}, []
-    for place, name in enumerate(names):
-        types[name], values = _typed([row[place] for row in cells.values()])
-        columns.append(values)
-    rows = dict(zip(cells, zip(*columns, strict=True), strict=True))
-    return Labels(types, rows, hashlib.sha256(data).hexdigest()[:32])
+    return Labels({column.name: column.type for column in columns}, rows, digest.hexdigest()[:32])
 
 
 def _column_names(header: bytes, path: str | os.PathLike) -> list[str]:
+    header = _without_end(header.removeprefix(codecs.BOM_UTF8))
     first, *names = header.decode("utf-8", "replace").split("\t")
     if first != "source" or not names:
         raise UserError(
@@ -124,13 +134,32 @@ def _column_names(header: bytes, path: str | os.PathLike) -> list[str]:
     return names
 
 
-def _typed(cells: Sequence[bytes]) -> tuple[str, list[Value | None]]:
-    """The first type that holds all of a column without loss; an empty cell is no label."""
-    filled = [cell for cell in cells if cell]
-    integers = [bool(_INTEGER.fullmatch(cell)) for cell in filled]
-    in_range = all(-(2**63) <= int(cell) < 2**63 for cell, integer in zip(filled, integers, strict=True) if integer)
-    if filled and in_range and all(integers):
-        return "int64", [int(cell) if cell else None for cell in cells]
-    if filled and in_range and all(_DECIMAL.fullmatch(cell) and abs(float(cell)) <= _LARGEST_FLOAT for cell in filled):
-        return "float", [float(cell) if cell else None for cell in cells]
-    return "bytes", [cell or None for cell in cells]
+class _Column:
+    """Which types hold all of a column without loss; an empty cell is no label."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self._is_filled = False
+        self._are_integers = self._are_numbers = True
+
+    def add(self, cell: bytes) -> None:
+        if not cell:
+            return
+        self._is_filled = True
+        if self._are_numbers and _INTEGER.fullmatch(cell):
+            # A longer one is a name, and would be rounded as a float.
+            self._are_numbers = len(cell) <= 20 and -(2**63) <= int(cell) < 2**63
+        elif self._are_numbers:
+            self._are_integers = False
+            self._are_numbers = bool(_DECIMAL.fullmatch(cell)) and abs(float(cell)) <= _LARGEST_FLOAT
+
+    @property
+    def type(self) -> str:
+        """The first of ``TYPES`` that does."""
+        if not (self._is_filled and self._are_numbers):
+            return "bytes"
+        return "int64" if self._are_integers else "float"
+
+
+def _without_end(line: bytes) -> bytes:
+    return line.removesuffix(b"\n").removesuffix(b"\r")

@@ -27,16 +27,25 @@ def write(folder: pathlib.Path, table: str | bytes) -> pathlib.Path:
 
 def test_columns_have_the_first_type_that_holds_them_without_loss(tmp_path):
     lines = [
-        "source\ta\tb\tc\td\te\tf\tg",
-        "x.mp4\t1\t1\t007\t1.5\t9223372036854775808\t1e99\t",
+        "source\ta\tb\tc\td\te\tf\tg\th",
+        "x.mp4\t1\t1\t007\t1.5\t9223372036854775808\t1e99\t\t" + "9" * 5000,
         "",
-        "y.mp4\t-9223372036854775808\t-2.5e3\t1\tnan\t1\t1\t",
-        "z/ä.mp4\t\t0.1\t2\t1\t1\t1\t",
+        "y.mp4\t-9223372036854775808\t-2.5e3\t1\tnan\t1\t1\t\t",
+        "z/ä.mp4\t\t0.1\t2\t1\t1\t1\t\t",
     ]
     found = read_labels(write(tmp_path, "\n".join(lines)))
-    kinds = ["int64", "float", "bytes", "bytes", "bytes", "bytes", "bytes"]
-    assert list(found.types.items()) == list(zip("abcdefg", kinds, strict=True))
-    assert found.of("x.mp4") == {"a": 1, "b": 1.0, "c": b"007", "d": b"1.5", "e": b"9223372036854775808", "f": b"1e99"}
+    kinds = ["int64", "float", "bytes", "bytes", "bytes", "bytes", "bytes", "bytes"]
+    assert list(found.types.items()) == list(zip("abcdefgh", kinds, strict=True))
+    first = found.of("x.mp4")
+    assert first.pop("h") == b"9" * 5000
+    assert first == {
+        "a": 1,
+        "b": 1.0,
+        "c": b"007",
+        "d": b"1.5",
+        "e": b"9223372036854775808",
+        "f": b"1e99",
+    }
     assert found.of("y.mp4")["a"] == -(2**63) and found.of("y.mp4")["b"] == -2500.0
     assert "a" not in found.of("z/ä.mp4") and found.of("other.mp4") == {}
     windows = read_labels(write(tmp_path, codecs.BOM_UTF8 + "\r\n".join(lines).encode()))
