@@ -15,7 +15,7 @@ import pickle
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -35,7 +35,8 @@ class BatchLayout:
 
     def arrays(self, block: np.ndarray) -> dict[str, np.ndarray]:
         """Views of ``block``, uint8 [block_bytes]."""
-        arrays, place = {}, 0
+        arrays: dict[str, np.ndarray] = {}
+        place = 0
         for name, (dtype, shape) in self._fields().items():
             length = math.prod(shape) * np.dtype(dtype).itemsize
             arrays[name] = block[place : place + length].view(dtype).reshape(shape)
@@ -99,7 +100,7 @@ def load_shared(descriptor: int) -> Any:
     """What ``share`` was given; its arrays are read-only."""
     memory = map_array(descriptor, writable=False)
     begin, length = memory[:_HEADER].view(np.int64).tolist()
-    return _Unpickler(io.BytesIO(memory[begin : begin + length]), memory).load()
+    return _Unpickler(io.BytesIO(memory[begin : begin + length].tobytes()), memory).load()
 
 
 def return_freed_memory() -> None:
@@ -113,7 +114,7 @@ def return_freed_memory() -> None:
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, pickled: io.BytesIO, file: io.BufferedWriter):
+    def __init__(self, pickled: io.BytesIO, file: BinaryIO):
         super().__init__(pickled, protocol=pickle.HIGHEST_PROTOCOL)
         self._file = file
 

@@ -147,6 +147,7 @@ class ClipStream:
         )
         self._lock = threading.Lock()
         self._iterator: Iterator[dict[str, np.ndarray]] | None
+        self._reader: ClipLoader | DecodeWorkers
         if workers:
             _check_workers_can_read(provider, opened)
             self._iterator = self._reader = DecodeWorkers(

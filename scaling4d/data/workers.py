@@ -82,7 +82,7 @@ class DecodeWorkers:
         length = self._layout.block_bytes
         block = self._memory[batch.block * length : (batch.block + 1) * length]
         # A fresh array over the mapping, which all views of it refer to; a slice would refer to the whole mapping.
-        whole = np.frombuffer(memoryview(block), np.uint8)
+        whole = np.frombuffer(block.data, np.uint8)
         weakref.finalize(whole, self._dispatcher.give_back, batch.block)
         return self._layout.arrays(whole)
 

@@ -133,7 +133,8 @@ def test_what_a_killed_process_had_is_done_again(clip_set):
 def test_a_record_that_processes_die_of_is_a_bad_one(clip_set):
     loader = loader_of(clip_set)
     told = []
-    found = start(loader_of(clip_set, deadly={5}, seconds=0.02), threads=2, on_bad=lambda *record: told.append(record))
+    other = {"threads": 2, "prefetch": 4, "on_bad": lambda *record: told.append(record)}
+    found = start(loader_of(clip_set, deadly={5}, seconds=0.02), **other)
     bad = []
     for first in range(0, 40, BATCH):
         batch, clips = next(found), loader.load(range(first, first + BATCH))
