@@ -22,7 +22,7 @@ from scaling4d.data.records import ShardedRecords
 
 FRAMES = "image/encoded"
 # Pictures are taken as they are stored, as TensorFlow's decoder does; cv2 would turn them as their EXIF data says.
-_AS_STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+_AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 class JpegClips(ShardedRecords):
@@ -100,7 +100,7 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _decode(data: bytes) -> np.ndarray:
-    """The picture uint8 [height, width, 3] (BGR, as cv2 has it); raises BadClip."""
+    """The picture uint8 [height, width, 3] (RGB); raises BadClip."""
     size = jpeg_size(data)
     if size is None:
         raise BadClip("a frame is no JPEG picture")
@@ -115,6 +115,5 @@ def _decode(data: bytes) -> np.ndarray:
 def _write(picture: np.ndarray, crop: Crop, out: np.ndarray) -> None:
     cut = picture[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     resize(cut, out)
-    cv2.cvtColor(out, cv2.COLOR_BGR2RGB, dst=out)
     if crop.flip:
         out[:] = out[:, ::-1]
