@@ -151,6 +151,8 @@ def test_a_lost_label_or_one_of_another_type_is_found(labeled, tmp_path):
 def test_other_labels_are_other_settings(labeled, tmp_path, capsys):
     folder = shutil.copytree(labeled, tmp_path / "copy")
     assert ingest(folder) == 0 and "already holds" in capsys.readouterr().out
+    with pytest.raises(UserError, match="other settings .labels [0-9a-f]{32} -> none.; --overwrite"):
+        cli.main([f"--input={folder / 'in'}", f"--output={folder / 'out'}", *FLAGS])
     write(folder, TABLE.replace("jumps", "sits"))
     with pytest.raises(UserError, match="other settings .labels [0-9a-f]{32} -> [0-9a-f]{32}.*--overwrite"):
         ingest(folder)

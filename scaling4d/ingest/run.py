@@ -24,7 +24,7 @@ from scaling4d.ingest.join import Joining, JoinProgress, make_plan
 from scaling4d.ingest.labels import Labels, LabelsFound, find_labels
 from scaling4d.ingest.media import MediaLimits
 from scaling4d.ingest.publish import put_in_place, read_errors, skipped_of, write_manifest
-from scaling4d.ingest.settings import IngestSettings
+from scaling4d.ingest.settings import IngestSettings, changes
 from scaling4d.ingest.sources import Source, files_digest, find_sources
 from scaling4d.ingest.work import FOLDER, Done, Part, Skipped, WorkFolder
 
@@ -256,8 +256,7 @@ def _finished_before(
 
 def _difference(manifest: Manifest, path: pathlib.Path, sources: list[Source], settings: IngestSettings) -> str | None:
     """In what the data set of ``manifest`` (the file ``path``) is not the one that would be made now."""
-    before, now = asdict(IngestSettings()) | manifest.settings, asdict(settings)
-    changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
+    changed = changes(asdict(IngestSettings()) | manifest.settings, asdict(settings))
     if changed:
         return f"other settings ({', '.join(changed)})"
     newest = max(source.modified for source in sources)

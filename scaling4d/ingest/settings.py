@@ -4,7 +4,9 @@ Responsible for: the settings that decide the records' bytes, and their allowed 
 workers make them or what a single file may cost (``media.MediaLimits``): those never change a record.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from scaling4d.errors import UserError
 
@@ -55,6 +57,19 @@ class IngestSettings:
             raise UserError(f"--fps {self.fps:g}: clips read in place keep their videos' own rate; leave --fps out")
         if self.cut_threshold is not None:
             _check("cut_threshold", self.cut_threshold, 0, 255)
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What of ``now`` is not as ``before``, each in words such as ``crf 23 -> 30``."""
+    return [
+        f"{name} {_shown(before.get(name))} -> {_shown(value)}"
+        for name, value in now.items()
+        if before.get(name) != value
+    ]
+
+
+def _shown(value: Any) -> Any:
+    return "none" if value in ("", None) else value
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:

@@ -23,7 +23,7 @@ import av
 import scaling4d
 from scaling4d.errors import UserError
 from scaling4d.ingest.media import MediaLimits
-from scaling4d.ingest.settings import IngestSettings
+from scaling4d.ingest.settings import IngestSettings, changes
 from scaling4d.ingest.shards import Spool, write_durably
 from scaling4d.ingest.sources import Source, printable
 
@@ -220,10 +220,5 @@ def _record_settings(settings: IngestSettings) -> dict:
 def _differences(before: dict, now: dict) -> str:
     if before.get("version") != now["version"]:
         return "another version of this program"
-    changed = [
-        f"{name} {before[kind].get(name)} -> {value}"
-        for kind in ("settings", "software")
-        for name, value in now[kind].items()
-        if before[kind].get(name) != value
-    ]
+    changed = changes(before["settings"], now["settings"]) + changes(before["software"], now["software"])
     return f"other settings ({printable(', '.join(changed))})"
