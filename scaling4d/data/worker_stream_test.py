@@ -1,6 +1,7 @@
 """Streams whose clips are decoded in processes are those of threads: whatever the data, and wherever they start."""
 
 import collections
+import dataclasses
 import pathlib
 import shutil
 
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 
 from scaling4d.data.blocks import load_shared, share
+from scaling4d.data.clip_data import ClipData
 from scaling4d.data.decode import ClipSettings
 from scaling4d.data.manifest import open_split, read_manifest
 from scaling4d.data.source import ClipSource
 from scaling4d.data.stream import ClipStream
 from scaling4d.data.tasks import register_clips, register_mixture
 from scaling4d.data.tensorflow_setup import seqio
+from scaling4d.data.workers import DecodeWorkers
 from scaling4d.errors import UserError
 from scaling4d.ingest.index_shards import index_shards
 from tests import flaky_bucket
@@ -79,6 +82,19 @@ def test_they_are_those_of_threads(task):
     shape["start"] += 12 * 7
     with stream(task, **shape, workers=1) as found:
         assert_equal([next(found) for _ in range(5)], expected[7:12])
+
+
+def test_training_clips_are_decoded_in_processes_and_held_out_ones_in_threads(clip_set):
+    data = ClipData(task="worker_stream_data", directory=str(clip_set), settings=SETTINGS, workers=1, prefetch=1)
+    assert data.speed_settings()["ClipData.workers"] == 1
+    with data.train_stream(batch_size=4, slots=range(4), start=8) as found:
+        ours = [next(found) for _ in range(2)]
+        assert isinstance(found._reader, DecodeWorkers)
+    with dataclasses.replace(data, workers=0, threads=2).train_stream(batch_size=4, slots=range(4), start=8) as found:
+        assert_equal(ours, [next(found) for _ in range(2)])
+    with data.held_out_stream(batch_size=4, slots=range(4)) as found:
+        next(found)
+        assert not isinstance(found._reader, DecodeWorkers)
 
 
 def test_processes_read_from_buckets_and_their_retries_are_counted(clip_set):
