@@ -15,3 +15,6 @@ RUN_AGAIN = 42
 
 INTERRUPTED = 130
 """Ended at once by a second Ctrl-C (128 + SIGINT); codes of 127 and above may be run again within a budget."""
+
+STUCK = 142
+"""Ended by its watchdog, because it stood still; 128 + SIGALRM, which ends a process that Python no longer can."""
