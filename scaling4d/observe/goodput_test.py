@@ -45,6 +45,7 @@ def test_categories_of_a_start(tmp_path):
             with book.during("data wait"):
                 clock.now += 8
             clock.now += 16
+        clock.now += 512  # start-up again
         book.loop_begins(40)
         clock.now += 32
         book.step_done(41)
@@ -52,16 +53,17 @@ def test_categories_of_a_start(tmp_path):
             clock.now += 64
         with book.during("data wait", only_if=lambda: True):
             clock.now += 128
+        clock.now += 1024
         book.finishing()
         clock.now += 256
     [account] = goodput.read(run)
     booked = {category: seconds for category, seconds in account.seconds.items() if seconds}
     assert booked == {
-        "start-up": 6, "restore": 2, "compile": 20, "data wait": 136, "step": 96, "finish": 256
+        "start-up": 518, "restore": 2, "compile": 20, "data wait": 136, "step": 1120, "finish": 256
     }  # fmt: skip
     assert (account.first_step, account.step, account.total_steps, account.ended) == (40, 41, 100, "ok")
     assert account.began == 1_700_000_000.0 and account.last_sign == clock.now
-    assert "wall time: 8m 36s in 1 start\n  start-up         6s   1.2%\n" in goodput.format_table([account])
+    assert "wall time: 34m 12s in 1 start\n  start-up     8m 38s  25.2%\n" in goodput.format_table([account])
     assert "eval" not in goodput.format_table([account])
 
 
