@@ -23,6 +23,13 @@ def saved(run: RunFolder) -> list[int]:
     return [step for step in steps if not run.is_bucket or run.exists(f"checkpoints/{step}/{_COMMITTED}")]
 
 
+def being_saved(run: RunFolder) -> bool:
+    """Whether there is a checkpoint that is not whole: of a save that goes on, or of one that was killed."""
+    if run.is_bucket:
+        return len(_steps(run, "checkpoints")) > len(saved(run))
+    return bool(run.glob("checkpoints/*.orbax-checkpoint-tmp*"))
+
+
 def pinned(run: RunFolder) -> set[int]:
     return set(_steps(run, "pinned"))
 

@@ -15,6 +15,7 @@ from scaling4d.errors import UserError, tell
 
 COMMANDS = {
     "train": ("scaling4d.train_cli", "pretrain a model; starting the same command again resumes it"),
+    "status": ("scaling4d.status_cli", "how a run stands, and where its time went; keep a checkpoint for good"),
     "eval": ("scaling4d.evals.cli", "held-out loss and reconstructions of a checkpoint"),
     "export": ("scaling4d.export.cli", "write a checkpoint's backbone in the released layout"),
     "features": ("scaling4d.inference.features_cli", "features of video files, with a picture of them"),

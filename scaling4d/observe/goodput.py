@@ -22,7 +22,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from scaling4d.errors import UserError
@@ -36,18 +36,7 @@ CATEGORIES: tuple[str, ...] = get_args(Category)
 LOOP = ("data wait", "step", "repeated", "save", "eval")
 """What goes on for as long as there are steps."""
 DOWN = "down"
-MEANINGS = {
-    "start-up": "from the process's start to the first step, without what follows",
-    "restore": "reading a checkpoint",
-    "compile": "compiling",
-    "data wait": "devices with nothing to do for want of clips",
-    "step": "training",
-    "repeated": "steps that an earlier start had done and not saved",
-    "save": "what saving holds up the loop",
-    "eval": "evaluation",
-    "finish": "after the last step",
-    DOWN: "between one start's last sign and the next start",
-}
+"""From one start's last sign to the next start."""
 
 _PERIOD_S = 10.0
 _BUCKET_PERIOD_S = 60.0
@@ -117,12 +106,10 @@ def summarize(accounts: Sequence[Account]) -> dict[str, float]:
     return table
 
 
-def format_table(accounts: Sequence[Account]) -> str:
-    """Lines of category, time and share; categories without any time are left out."""
-    table = summarize(accounts)
+def format_table(table: Mapping[str, float], starts: int) -> str:
+    """Lines of category, time and share, from ``summarize``; categories without any time are left out."""
     total = sum(table.values())
-    starts = f"{len(accounts)} start{'s' if len(accounts) != 1 else ''}"
-    lines = [f"wall time: {format_duration(total)} in {starts}"]
+    lines = [f"wall time    {format_duration(total)} in {starts} start{'s' if starts != 1 else ''}"]
     for category, seconds in table.items():
         if seconds >= 0.0005:
             lines.append(f"  {category:10} {format_duration(seconds):>8} {seconds / total:6.1%}")
@@ -233,6 +220,11 @@ class GoodputBook:
             *self._earlier,
             dataclasses.replace(account, seconds={name: round(value, 3) for name, value in seconds.items()}),
         ]
+
+    def table(self) -> str:
+        """``format_table`` of all starts up to now."""
+        accounts = self.accounts()
+        return format_table(summarize(accounts), len(accounts))
 
     def write(self, ended: str | None = None) -> None:
         """Appends this start's account; a folder that does not take it is told of."""
