@@ -60,8 +60,8 @@ def test_a_run_that_trains(run, capsys):
     write_run(run)
     checkpoint_marks.pin(run, 2)
     checkpoint_marks.mark_bad(run, 6, "loss nan at step 5")
-    run.write_text("watchdog/0-20260101T000000Z.txt", "older\n")
-    run.write_text("watchdog/1-20260102T000000Z.txt", "no step for 600 s\nstacks")
+    run.write_text("watchdog/9-20260101T000000Z.txt", "older\n")
+    run.write_text("watchdog/10-20260102T000000Z.txt", "no step for 600 s\nstacks")
     with Lease(run):
         text, status = told(run, capsys), json.loads(told(run, capsys, "--json"))
     headline, _, rest = text.partition("\n")
@@ -76,7 +76,7 @@ def test_a_run_that_trains(run, capsys):
         "skipped      3 clips bad_decode\n"
         "problem      checkpoint 6 is bad: loss nan at step 5\n"
         "problem      steps refused: 2 spike\n"
-        "problem      no step for 600 s: watchdog/1-20260102T000000Z.txt (and 1 more)\n"
+        "problem      no step for 600 s: watchdog/10-20260102T000000Z.txt (and 1 more)\n"
         "\n"
         "wall time    1m 05s in 1 start\n"
         "  start-up         5s   7.7%\n"
