@@ -1,7 +1,7 @@
 """The clips that ``bench_data.py`` reads: records of 32 and of 64 frames, JPEG records of the former, and mp4 files.
 
 Responsible for: making them once in a folder, from a folder of videos or from the procedural world. Not responsible
-for: measuring. Runs in our environment: ``python sets.py WORK [--videos FOLDER]``.
+for: measuring. Runs in our environment: ``python sets.py WORK (--videos FOLDER | --count N)``.
 """
 
 import argparse
@@ -12,18 +12,18 @@ import sys
 
 LENGTHS = (32, 64)
 JPEG_QUALITY = 85
-SYNTHETIC_VIDEOS = 48
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=pathlib.Path)
-    parser.add_argument("--videos", type=pathlib.Path)
+    parser.add_argument("--videos", type=pathlib.Path, help="folder of videos; without it procedural ones are made")
+    parser.add_argument("--count", type=int, help="how many of those")
     flags = parser.parse_args()
     videos = flags.videos
     if videos is None:
         videos = flags.work / "videos"
-        scaling4d("synth", f"--output={videos}", f"--count={SYNTHETIC_VIDEOS}", "--size=256", "--frames=64")
+        scaling4d("synth", f"--output={videos}", f"--count={flags.count}", "--size=256", "--frames=64")
     for length in LENGTHS:
         # Whole clips only, so that every clip costs the full window.
         lengths = (f"--frames={length}", f"--min_frames={length}")
