@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scaling4d.partitioning import MESH_AXES
 
 REQUESTS = ("stop", "save", "lost")
-COUNTS = ("bad_read", "bad_decode", "blocked", "read_retries")
+COUNTS = ("bad_read", "bad_decode", "blocked", "read_retries", "worker_deaths")
 FIELDS = REQUESTS + COUNTS
 
 

@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from scaling4d import checkpoint_marks
 from scaling4d.errors import UserError
 from scaling4d.pretrained.checkpoint import find
 from scaling4d.pretrained.download import is_remote
@@ -100,9 +101,10 @@ class Checkpoints:
         _check(config)
         logging.getLogger("absl").addFilter(_is_news)
         self.directory = epath.Path(directory)
+        self._run = RunFolder(self.directory.parent)
         self._config = config
         self._last_save = time.monotonic()
-        keep = [checkpoint_managers.LatestN(config.keep)]
+        keep = [checkpoint_managers.LatestN(config.keep), checkpoint_marks.Pinned(self._run)]
         if config.keep_period:
             keep.append(checkpoint_managers.EveryNSteps(config.keep_period))
         self._manager = ocp.CheckpointManager(
@@ -116,7 +118,20 @@ class Checkpoints:
         )
 
     def latest_step(self) -> int | None:
-        return self._manager.latest_step()
+        """The newest checkpoint that is not marked bad."""
+        return self.newest_before(None)
+
+    def newest_before(self, step: int | None) -> int | None:
+        """The newest good checkpoint before a step; of all of them for None."""
+        bad = checkpoint_marks.bad(self._run)
+        good = [one for one in self._manager.all_steps() if one not in bad and (step is None or one < step)]
+        return max(good, default=None)
+
+    def mark_bad_from(self, step: int, why: str) -> None:
+        """Marks the checkpoints of ``step`` and later ones bad: no command takes them any more."""
+        for one in self._manager.all_steps():
+            if one >= step and jax.process_index() == 0:
+                checkpoint_marks.mark_bad(self._run, one, why)
 
     @property
     def overdue(self) -> bool:
@@ -125,20 +140,21 @@ class Checkpoints:
         late = bool(seconds) and time.monotonic() - self._last_save >= seconds
         return late and not self._manager.is_saving_in_progress()
 
-    def save(self, step: int, state: Any, data: dict, *, force: bool = False) -> bool:
-        """Starts a save if the period asks for it (or it is forced) and this step has none yet; returns whether it did.
+    def due(self, step: int) -> bool:
+        """Whether the period asks for a save at this step."""
+        return step % self._config.period == 0
 
-        All processes must call it alike.
-        """
-        if step in self._manager.all_steps() or not (force or step % self._config.period == 0):
+    def save(self, step: int, state: Any, data: dict) -> bool:
+        """Starts a save, unless this step has one; returns whether it did. All processes must call it alike."""
+        if step in self._manager.all_steps():
             return False
         if jax.process_index() == 0:
             self._check_space(state_bytes(state))
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
         with self._full_disk():
-            saved = self._manager.save(step, args=items, force=True)
+            self._manager.save(step, args=items, force=True)
         self._last_save = time.monotonic()
-        return saved
+        return True
 
     def restore(self, step: int, abstract_state: Any) -> Restored:
         """The state of one step, each array on the sharding that ``abstract_state`` asks for."""
@@ -177,9 +193,8 @@ class Checkpoints:
 
 
 def steps(run: RunFolder) -> list[int]:
-    """Steps of the finished checkpoints in a run folder, ascending."""
-    names = (path.rpartition("/")[2] for path in run.glob("checkpoints/*"))
-    return sorted(int(name) for name in names if name.isdigit())
+    """Steps of the finished checkpoints in a run folder that are not marked bad, ascending."""
+    return sorted(set(checkpoint_marks.saved(run)) - checkpoint_marks.bad(run))
 
 
 def restore_initial(config: RestoreCheckpointConfig, abstract_state: Any) -> Restored:

@@ -28,7 +28,7 @@ def abstract(shape=(2, 3)) -> dict[str, jax.ShapeDtypeStruct]:
 
 def run_steps(directory: pathlib.Path, config: SaveCheckpointConfig, steps: range) -> list[int]:
     saver = Checkpoints(directory, config)
-    saved = [step for step in steps if saver.save(step, state(step), DATA)]
+    saved = [step for step in steps if saver.due(step) and saver.save(step, state(step), DATA)]
     saver.wait()
     saver.close()
     return saved
@@ -51,18 +51,18 @@ def test_wall_time_saves_between_periods(tmp_path, monkeypatch):
     saved = []
     for step in range(1, 11):
         clock[0] += 25.0
-        if saver.save(step, state(step), DATA, force=saver.overdue):
+        if saver.overdue and saver.save(step, state(step), DATA):
             saved.append(step)
             saver.wait()
     saver.close()
     assert saved == [3, 6, 9]
 
 
-def test_a_forced_save_happens_once_a_step(tmp_path):
+def test_a_step_is_saved_once(tmp_path):
     saver = Checkpoints(tmp_path, SaveCheckpointConfig(period=100, minutes=0))
+    assert not saver.due(3) and not saver.overdue
+    assert saver.save(3, state(3), DATA)
     assert not saver.save(3, state(3), DATA)
-    assert saver.save(3, state(3), DATA, force=True)
-    assert not saver.save(3, state(3), DATA, force=True)
     saver.wait()
     saver.close()
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import gin
 
-from scaling4d import checkpoints, optimizers, partitioning, train
+from scaling4d import checkpoints, guard, optimizers, partitioning, train
 from scaling4d.data import clip_data, decode
 from scaling4d.models import video_mae as video_mae_lib
 from scaling4d.models.sizes import model_size
@@ -46,6 +46,7 @@ CONFIGURABLES = {
     "AdamW": optimizers.AdamW,
     "WarmupCosine": optimizers.WarmupCosine,
     "ConstantCooldown": optimizers.ConstantCooldown,
+    "Guard": guard.Guard,
     "Partitioner": partitioning.Partitioner,
     "SaveCheckpointConfig": checkpoints.SaveCheckpointConfig,
     "RestoreCheckpointConfig": checkpoints.RestoreCheckpointConfig,

@@ -24,6 +24,11 @@ class StopRequest:
         self._answer = answer
         self._previous: dict[int, Any] = {}
 
+    @property
+    def reason(self) -> str:
+        """Why a run stops, for a message; another process may have been asked."""
+        return self.signal_name or "asked to stop"
+
     def __bool__(self) -> bool:
         return self.signal_name is not None
 

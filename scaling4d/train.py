@@ -1,12 +1,10 @@
 """The training run, top to bottom.
 
 Responsible for: the order of events from an empty or interrupted MODEL_DIR to a finished one. Not responsible for: the
-step (``trainer.py``), the loss (``objectives/``), reading clips (``data/``), saving (``checkpoints.py``) or parsing
-flags (``train_cli.py``). Nothing in the loop waits for the device, except that at most ``STEPS_IN_FLIGHT`` steps are
-handed to it ahead of time.
+steps and what happens between them (``loop.py``, ``trainer.py``), the loss (``objectives/``), reading clips
+(``data/``), saving (``checkpoints.py``) or parsing flags (``train_cli.py``).
 """
 
-import collections
 import contextlib
 import dataclasses
 import os
@@ -17,8 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from scaling4d import agreement, checkpoints, exits, partitioning, run_records
-from scaling4d.agreement import Agreement
+from scaling4d import checkpoints, exits, partitioning, run_records
 from scaling4d.checkpoints import Checkpoints, RestoreCheckpointConfig, SaveCheckpointConfig
 from scaling4d.cluster import Cluster
 from scaling4d.data.clip_data import ClipData
@@ -26,8 +23,10 @@ from scaling4d.data.resume import Resume
 from scaling4d.errors import UserError
 from scaling4d.evaluation import Evaluator
 from scaling4d.export import released
+from scaling4d.guard import Guard
 from scaling4d.interrupts import StopRequest
 from scaling4d.lease import Lease
+from scaling4d.loop import Loop, device_memory_errors
 from scaling4d.objectives.objective import Objective
 from scaling4d.observe.progress import Progress
 from scaling4d.observe.writers import AsyncWriters, MetricWriter
@@ -37,8 +36,6 @@ from scaling4d.pretrained.read_checkpoint import ReadCheckpoint
 from scaling4d.run_folder import RunFolder
 from scaling4d.trainer import Trainer
 from scaling4d.warm_start import WarmStart
-
-STEPS_IN_FLIGHT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +61,7 @@ class Run:
       microbatches: gradient accumulation; divides the batch.
       ema_decay: decay of the parameters' moving average; 0 keeps none.
       seed: of the initial parameters.
+      guard: what happens to steps without a number for a loss, and to jumps of it.
       log_period: steps between log points.
       eval_period: steps between evaluations on the held-out split; 0 evaluates only at the end.
       eval_examples: held-out clips of an evaluation (at most the split's size).
@@ -82,6 +80,7 @@ class Run:
     microbatches: int = 1
     ema_decay: float = 0.0
     seed: int = 0
+    guard: Guard = Guard()
     log_period: int = 10
     eval_period: int = 1000
     eval_examples: int = 256
@@ -197,77 +196,42 @@ class Run:
         )
         stack.enter_context(progress)
 
-        # -- Compile, with the first batch already on its way -----------------------------------------------------
+        # -- Compile, with the first batch already on its way; then the steps -------------------------------------
+        loop = Loop(
+            trainer=trainer,
+            run=run,
+            state=state,
+            step=step,
+            position=position,
+            stream=stream,
+            next_batch=next_batch,
+            saver=saver,
+            evaluator=evaluator,
+            writers=writers,
+            progress=progress,
+            stop=stop,
+            lease=lease if cluster.is_main else None,
+            batch_size=self.batch_size,
+            log_period=self.log_period,
+            eval_period=self.eval_period,
+        )
         batch = next_batch()
         compile_started = time.perf_counter()
-        with device_memory_errors(self):
+        with device_memory_errors(trainer, self.batch_size):
             train_step = trainer.jit_train_step().lower(state, batch).compile()
         say(f"compiled the step in {time.perf_counter() - compile_started:.1f} s")
+        del state
         if any(cluster.gather(stop.signal_name or "")):
-            reason = stop.signal_name or "asked to stop"
-            say(f"{reason}: stopped before its first step; to go on:\n\n  {start.command}\n")
+            say(f"{stop.reason}: stopped before its first step; to go on:\n\n  {start.command}\n")
             return exits.RUN_AGAIN
-        agreed = Agreement(trainer.mesh)
-        progress.begin()
-
-        # -- The loop ----------------------------------------------------------------------------------------------
-        pending: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
-
-        def drain(leave: int) -> None:
-            """Fetches metrics of finished steps, until at most ``leave`` steps are in flight."""
-            while len(pending) > leave:
-                done_step, device_metrics = pending.popleft()
-                with device_memory_errors(self):
-                    jax.block_until_ready(device_metrics)
-                agreed.hear(leave=0)
-                progress.step_done(done_step)
-                if done_step % self.log_period and done_step != self.total_steps:
-                    continue
-                metrics = {f"train/{name}": float(value) for name, value in jax.device_get(device_metrics).items()}
-                metrics |= {f"data/{name}": float(agreed.heard[name]) for name in agreement.COUNTS}
-                metrics |= progress.rates()
-                check_finite(metrics["train/loss"], done_step, run)
-                writers.write(done_step, metrics)
-                progress.show(metrics)
-
-        def asked() -> dict[str, bool]:
-            return {"stop": bool(stop), "save": saver.overdue, "lost": cluster.is_main and lease.lost}
-
-        with jax.transfer_guard("disallow"):
-            while step < self.total_steps and not agreed.stop:
-                agreed.tell(asked(), stream.counts())
-                with device_memory_errors(self):
-                    state, metrics = train_step(state, batch)
-                step, position = step + 1, position + self.batch_size
-                pending.append((step, metrics))
-                last = step == self.total_steps
-                if not last:
-                    with progress.waiting_for_data(lambda: pending[-1][1]["loss"].is_ready()):
-                        batch = next_batch()
-                drain(leave=0 if last else STEPS_IN_FLIGHT - 1)
-                if agreed.heard["lost"]:
-                    why = lease.lost_because or f"somebody else took over {run.path}"
-                    raise UserError(f"{why}; this trainer ends without writing more")
-                due = last or agreed.stop or bool(agreed.heard["save"])
-                saver.save(step, state, stream.state(position), force=due)
-                if not agreed.stop and (last or (self.eval_period and step % self.eval_period == 0)):
-                    drain(leave=0)
-                    with progress.paused():
-                        metrics = evaluator.evaluate(state, step, run, lambda: agreed.poll({"stop": bool(stop)}))
-                    if metrics:
-                        writers.write(step, metrics)
-                        progress.show(metrics)
+        loop.go(train_step, batch)
 
         # -- The end -----------------------------------------------------------------------------------------------
-        drain(leave=0)
-        if step > first_step:
-            saver.save(step, state, stream.state(position), force=True)
-        saver.wait()
+        step = loop.step
         writers.flush()
         progress.close()
-        if agreed.stop and step < self.total_steps:
-            reason = stop.signal_name or "asked to stop"
-            say(f"{reason}: saved at step {step} of {self.total_steps}; to go on:\n\n  {start.command}\n")
+        if step < self.total_steps:
+            say(f"{stop.reason}: saved at step {step} of {self.total_steps}; to go on:\n\n  {start.command}\n")
             return exits.RUN_AGAIN
 
         def finish() -> None:
@@ -293,35 +257,11 @@ class Run:
         elif weights or not self.restore.path:
             if weights:
                 say("\n".join(weights.report()))
-            with device_memory_errors(self):
+            with device_memory_errors(trainer, self.batch_size):
                 return (weights.state() if weights else trainer.init_state()), None
         else:
             restored = checkpoints.restore_initial(self.restore, trainer.abstract_state)
         return restored.state, restored
-
-
-def check_finite(loss: float, step: int, run: RunFolder) -> None:
-    """Ends the run when the loss is no number; parameters of such a step are of no use."""
-    if not np.isfinite(loss):
-        raise UserError(
-            f"the loss is {loss} at step {step}: lower --gin.LEARNING_RATE, or start from an earlier checkpoint of "
-            f"{run.path} in a new --model_dir (--gin.INITIAL_CHECKPOINT_PATH)"
-        )
-
-
-@contextlib.contextmanager
-def device_memory_errors(run: Run):
-    """Turns a device out of memory into one line; other errors pass."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"out of device memory with batch {run.batch_size} in {run.microbatches} microbatch(es) ({first_line}): "
-            "lower --gin.BATCH_SIZE, raise --gin.MICROBATCHES, use --gin.REMAT=full, or more devices on 'data'"
-        ) from None
 
 
 def export_backbone(run: RunFolder, step: int) -> str:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from scaling4d.guard import APPLIED, Guard
 from scaling4d.objectives.objective import Objective
 from scaling4d.optimizers import AdamW
 from scaling4d.partitioning import Partitioner, unboxed
@@ -26,12 +27,14 @@ Metrics = dict[str, jax.Array]
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What a checkpoint holds of the model: the step, parameters, optimizer state and, if asked, their average."""
+    """What a checkpoint holds of the model: the step, parameters, optimizer state and, if asked, their average and
+    the newest losses."""
 
     step: jax.Array
     params: Any
     opt_state: Any
     ema: Any = None
+    losses: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Trainer:
       total_steps: length of the run, which the learning-rate schedule may depend on.
       microbatches: the batch is split so many ways and gradients are summed, which trades memory for time.
       ema_decay: decay of the exponential moving average of the parameters per step; 0 keeps none.
+      guard: which steps are refused.
     """
 
     objective: Objective
@@ -52,6 +56,7 @@ class Trainer:
     microbatches: int = 1
     ema_decay: float = 0.0
     seed: int = 0
+    guard: Guard = Guard()
 
     def _create(self) -> TrainState:
         params = self.objective.init(jax.random.key(self.seed))["params"]
@@ -60,6 +65,7 @@ class Trainer:
             params=params,
             opt_state=self.optimizer.build(self.total_steps).init(params),
             ema=jax.tree.map(jnp.copy, params) if self.ema_decay else None,
+            losses=self.guard.fresh_losses(),
         )
 
     @functools.cached_property
@@ -96,18 +102,26 @@ class Trainer:
             return jax.jit(lambda: unboxed(self._create()), out_shardings=self.state_shardings)()
 
     def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """One optimizer step. Metrics hold the objective's, norms per group, and the learning rate."""
-        (_, metrics), grads = self._gradients(state.params, batch)
+        """One optimizer step, unless it is refused. Metrics hold the objective's, norms per group, the learning rate,
+        and the guard's verdict."""
+        (loss, metrics), grads = self._gradients(state.params, batch)
         optimizer = self.optimizer.build(self.total_steps)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
             ema = optax.incremental_update(params, ema, 1.0 - self.ema_decay)
-        metrics |= {"learning_rate": self.optimizer.rate(self.total_steps)(state.step)}
-        metrics |= {f"grad_norm/{group}": norm for group, norm in group_norms(grads).items()}
+        grad_norms = group_norms(grads)
+        verdict, losses = self.guard.judge(loss, grad_norms["all"], state.losses)
+        params, opt_state, ema = jax.tree.map(
+            lambda new, old: jnp.where(verdict == APPLIED, new, old),
+            (params, opt_state, ema),
+            (state.params, state.opt_state, state.ema),
+        )
+        metrics |= {"verdict": verdict, "learning_rate": self.optimizer.rate(self.total_steps)(state.step)}
+        metrics |= {f"grad_norm/{group}": norm for group, norm in grad_norms.items()}
         metrics |= {f"update_norm/{group}": norm for group, norm in group_norms(updates).items()}
-        return TrainState(state.step + 1, params, opt_state, ema), metrics
+        return TrainState(state.step + 1, params, opt_state, ema, losses), metrics
 
     def _gradients(self, params: Any, batch: Batch) -> tuple[tuple[jax.Array, Metrics], Any]:
         gradient = jax.value_and_grad(functools.partial(self.objective.loss, train=True), has_aux=True)

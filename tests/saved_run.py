@@ -36,7 +36,7 @@ def save_run(
     for step, params in steps.items():
         average = jax.tree.map(lambda leaf: leaf + 1, params) if ema else None
         state = {"params": params, "opt_state": {"mu": params}, "ema": average}
-        saver.save(step, state, {"next_example": 0}, force=True)
+        saver.save(step, state, {"next_example": 0})
     saver.wait()
     saver.close()
     described = {"format_version": model_json.FORMAT_VERSION, **objective.model_description(), "ema": ema}

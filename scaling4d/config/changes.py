@@ -27,6 +27,10 @@ MAY_CHANGE: tuple[str, ...] = (
     "SaveCheckpointConfig.*",
     # how the work is laid out on devices and threads
     "Partitioner.*",
+    # what happens when a step is no good
+    "Guard.on_*",
+    "Guard.in_a_row",
+    "Guard.max_rewinds",
     "VideoMAE.remat",
     # where the clips lie; that they are the same clips, at the same rates, is checked by the plan in the checkpoint
     "ClipData.task",
@@ -35,6 +39,7 @@ MAY_CHANGE: tuple[str, ...] = (
     "ClipData.blocked",
     "ClipData.max_bad_share",
     "ClipData.threads",
+    "ClipData.workers",
     "ClipData.prefetch",
 )
 """Patterns of ``configurable.parameter``. A name that is used through such parameters alone may change with them."""

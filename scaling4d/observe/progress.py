@@ -175,9 +175,13 @@ class Progress:
         self._status = dataclasses.replace(self._status, **new)
         self._draw(now=self._status.step == self._status.total_steps)
         if self._remark:
-            self._line.close()
-            print(self._remark, file=self._stream or sys.stderr, flush=True)
+            self.remark(self._remark)
             self._remark = None
+
+    def remark(self, text: str) -> None:
+        """A line of its own, now."""
+        self._line.close()
+        print(text, file=self._stream or sys.stderr, flush=True)
 
     def close(self) -> None:
         """Ends a line that is being updated, so that other output starts on a fresh one."""

@@ -13,18 +13,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from scaling4d import model_json
+from scaling4d import checkpoint_marks, model_json
 from scaling4d.errors import UserError
 from scaling4d.models import released
 from scaling4d.run_folder import RunFolder
 
 
 def find(source: str, step: int | None = None) -> tuple[RunFolder, int]:
-    """The run folder and step that ``source`` names: MODEL_DIR (newest, or ``step``), MODEL_DIR/checkpoints/STEP or
-    MODEL_DIR/STEP.
+    """The run folder and step that ``source`` names: MODEL_DIR (newest good one, or ``step``),
+    MODEL_DIR/checkpoints/STEP or MODEL_DIR/STEP.
 
     Raises:
-      UserError: there is no such checkpoint; the message lists those there are.
+      UserError: there is no such checkpoint (the message lists those there are), or it is marked bad.
     """
     path = RunFolder(source).path
     if path.name.isdigit() and not (path / "checkpoints").exists():
@@ -38,8 +38,13 @@ def find(source: str, step: int | None = None) -> tuple[RunFolder, int]:
     steps = sorted(ocp.utils.checkpoint_steps(directory))
     if not steps:
         raise UserError(f"no checkpoint in '{directory}' yet: the run has not saved one")
+    bad = checkpoint_marks.bad(RunFolder(path))
     if step is None:
-        step = steps[-1]
+        if bad.issuperset(steps):
+            raise UserError(f"every checkpoint in '{directory}' is marked bad: {', '.join(map(str, steps))}")
+        step = max(set(steps) - bad)
+    if step in bad:
+        raise UserError(f"checkpoint {step} in '{directory}' is marked bad (see '{path / 'bad'}'): take another one")
     if step not in steps:
         raise UserError(f"no checkpoint of step {step} in '{directory}': it holds {', '.join(map(str, steps))}")
     return RunFolder(path), step

@@ -1,0 +1,178 @@
+"""The training loop: steps, and what happens between them.
+
+Responsible for: dispatching steps, metrics of finished ones, saving, evaluating, rewinding, and stopping where all
+processes agree. Not responsible for: what comes before and after (``train.py``) or the step itself (``trainer.py``).
+
+Nothing in the loop waits for the device, except that at most ``STEPS_IN_FLIGHT`` steps are handed to it ahead of time.
+All processes run it alike: whatever decides its course is either the same in all of them (step numbers, metrics) or was
+agreed on (``agreement.py``).
+"""
+
+import collections
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from scaling4d.agreement import COUNTS, Agreement
+from scaling4d.checkpoints import Checkpoints
+from scaling4d.data.stream import ClipStream
+from scaling4d.errors import UserError
+from scaling4d.evaluation import Evaluator
+from scaling4d.guard import GuardWatch
+from scaling4d.interrupts import StopRequest
+from scaling4d.lease import Lease
+from scaling4d.observe.progress import Progress
+from scaling4d.observe.writers import AsyncWriters
+from scaling4d.run_folder import RunFolder
+from scaling4d.trainer import Trainer
+
+STEPS_IN_FLIGHT = 2
+
+
+@dataclasses.dataclass(kw_only=True)
+class Loop:
+    """One start's way from a step to the last one.
+
+    Attributes:
+      state, step, position: where it stands; ``position`` is the next global example.
+      next_batch: reads a batch and puts it on the devices.
+      lease: of this process, None where another one holds it.
+      batch_size, log_period, eval_period: as in ``train.Run``.
+    """
+
+    trainer: Trainer
+    run: RunFolder
+    state: Any
+    step: int
+    position: int
+    stream: ClipStream
+    next_batch: Callable[[], dict[str, jax.Array]]
+    saver: Checkpoints
+    evaluator: Evaluator
+    writers: AsyncWriters
+    progress: Progress
+    stop: StopRequest
+    lease: Lease | None
+    batch_size: int
+    log_period: int
+    eval_period: int
+
+    def __post_init__(self) -> None:
+        self.agreed = Agreement(self.trainer.mesh)
+        self._guard = GuardWatch(self.trainer.guard)
+        self._pending: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
+        self._rewind_before: int | None = None
+
+    def go(self, train_step: Callable, batch: dict[str, jax.Array]) -> None:
+        """Steps until the last one or until all agreed to stop, beginning with ``batch``; the end is saved."""
+        first, total = self.step, self.trainer.total_steps
+        self.progress.begin()
+        with jax.transfer_guard("disallow"):
+            while self.step < total and not self.agreed.stop:
+                self.agreed.tell(self._requests(), self.stream.counts())
+                with device_memory_errors(self.trainer, self.batch_size):
+                    self.state, metrics = train_step(self.state, batch)
+                self.step, self.position = self.step + 1, self.position + self.batch_size
+                self._pending.append((self.step, metrics))
+                last = self.step == total
+                if not last:
+                    with self.progress.waiting_for_data(metrics["loss"].is_ready):
+                        batch = self.next_batch()
+                self._drain(leave=0 if last else STEPS_IN_FLIGHT - 1)
+                if self.agreed.heard["lost"]:
+                    why = self.lease.lost_because if self.lease else f"somebody else took over {self.run}"
+                    raise UserError(f"{why}; this trainer ends without writing more")
+                if self._rewind_before is not None:
+                    self._rewind()
+                self._save(force=last or self.agreed.stop or bool(self.agreed.heard["save"]))
+                if not self.agreed.stop and (last or (self.eval_period and self.step % self.eval_period == 0)):
+                    self._evaluate()
+            self._drain(leave=0)
+        if self.step > first:
+            self._save(force=True)
+        self.saver.wait()
+
+    def _requests(self) -> dict[str, bool]:
+        return {
+            "stop": bool(self.stop),
+            "save": self.saver.overdue,
+            "lost": self.lease is not None and self.lease.lost,
+        }
+
+    def _drain(self, leave: int) -> None:
+        """Takes what finished steps say, until at most ``leave`` steps are in flight."""
+        while len(self._pending) > leave:
+            step, on_device = self._pending.popleft()
+            with device_memory_errors(self.trainer, self.batch_size):
+                jax.block_until_ready(on_device)
+            self.agreed.hear()
+            self.progress.step_done(step)
+            verdict, loss = jax.device_get((on_device["verdict"], on_device["loss"]))
+            if self._guard.saw(step, int(verdict), float(loss)):
+                self._rewind_before = step if self._rewind_before is None else self._rewind_before
+            if step % self.log_period and step != self.trainer.total_steps:
+                continue
+            metrics = {f"train/{name}": float(value) for name, value in jax.device_get(on_device).items()}
+            del metrics["train/verdict"]
+            metrics |= {f"data/{name}": float(self.agreed.heard[name]) for name in COUNTS}
+            metrics |= {f"guard/{name}": float(count) for name, count in self._guard.counts.items()}
+            metrics |= self.progress.rates()
+            self.writers.write(step, metrics)
+            self.progress.show(metrics)
+
+    def _save(self, *, force: bool) -> None:
+        if self.saver.due(self.step) or force:
+            self._drain(leave=0)  # a save waits for its step in any case; a refused one is then known
+            if self._rewind_before is not None:
+                self._rewind()
+            self.saver.save(self.step, self.state, self.stream.state(self.position))
+
+    def _evaluate(self) -> None:
+        self._drain(leave=0)
+        with self.progress.paused():
+            metrics = self.evaluator.evaluate(
+                self.state, self.step, self.run, lambda: self.agreed.poll({"stop": bool(self.stop)})
+            )
+        if metrics:
+            self.writers.write(self.step, metrics)
+            self.progress.show(metrics)
+
+    def _rewind(self) -> None:
+        """Takes parameters, optimizer state and moving average from before the first refused step that asked for it.
+
+        The step's number and the position in the stream stay: the clips that did it are not seen again. Checkpoints
+        from that step on are marked bad.
+        """
+        self._drain(leave=0)
+        before, self._rewind_before = self._rewind_before, None
+        assert before is not None
+        with self.progress.paused(), jax.transfer_guard("allow"):
+            self.saver.wait()
+            older = self.saver.newest_before(before)
+            if older is None:
+                raise UserError(
+                    f"step {before} was refused and there is no checkpoint before it to rewind to: save more often "
+                    "(--gin.SaveCheckpointConfig.period), or --gin.Guard.on_nonfinite=skip"
+                )
+            self.saver.mark_bad_from(before, f"step {before} was refused")
+            restored = self.saver.restore(older, self.trainer.abstract_state).state
+        self.state = restored.replace(step=self.state.step)
+        self.progress.remark(f"step {before} was refused: went on at step {self.step} with the parameters of {older}")
+
+
+@contextlib.contextmanager
+def device_memory_errors(trainer: Trainer, batch_size: int) -> Iterator[None]:
+    """Turns a device out of memory into one line; other errors pass."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"out of device memory with batch {batch_size} in {trainer.microbatches} microbatch(es) ({first_line}): "
+            "lower --gin.BATCH_SIZE, raise --gin.MICROBATCHES, use --gin.REMAT=full, or more devices on 'data'"
+        ) from None
