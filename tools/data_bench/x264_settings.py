@@ -1,4 +1,4 @@
-"""What other x264 settings would cost and give: ``python tools/data_bench/encodings.py SET [--every 7]``.
+"""What other x264 settings would cost and give: ``python tools/data_bench/x264_settings.py SET [--every 7]``.
 
 Responsible for: encoding clips of a data set again, each as ingest does but for one setting, and printing bytes, CPU
 time of an example and distance from the pixels that were encoded. Not responsible for: what ingest does (``mp4.py``).
