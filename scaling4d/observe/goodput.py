@@ -127,6 +127,8 @@ class GoodputBook:
       total_steps: the run's last step.
       clock, wall: monotonic and Unix seconds.
       age_s: how old the process is.
+      may_write: asked before each line: a trainer that was frozen and lost its run folder to another start must not
+        stretch its account into that start's time.
       say: receives one line when the file cannot be written, which is no reason to end a run.
     """
 
@@ -138,9 +140,10 @@ class GoodputBook:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         age_s: float | None = None,
+        may_write: Callable[[], bool] = lambda: True,
         say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     ):
-        self._run, self._clock, self._say = run, clock, say
+        self._run, self._clock, self._may_write, self._say = run, clock, may_write, say
         self._earlier = read(run) if run else []
         self._done_before = max((account.step or 0 for account in self._earlier), default=0)
         now = wall()
@@ -229,6 +232,8 @@ class GoodputBook:
     def write(self, ended: str | None = None) -> None:
         """Appends this start's account; a folder that does not take it is told of."""
         assert self._run is not None
+        if not self._may_write():
+            return
         line = json.dumps(dataclasses.asdict(self.accounts(ended)[-1]))
         try:
             self._run.append_lines(NAME, [line])

@@ -224,6 +224,15 @@ def test_a_folder_that_takes_no_line_is_no_reason_to_end(tmp_path):
     assert len(said) == 1 and "goodput.jsonl could not be written" in said[0]
 
 
+def test_a_trainer_that_lost_its_run_folder_writes_no_more(tmp_path):
+    clock, run, lost = Time(), RunFolder(tmp_path), []
+    with make_book(run, clock, may_write=lambda: not lost):
+        clock.now += 60
+        lost.append("frozen, and woken up")
+    [account] = goodput.read(run)
+    assert account.ended is None and account.last_sign == 1_700_000_000.0
+
+
 def test_other_processes_count_and_write_nothing():
     clock = Time()
     with make_book(None, clock) as book:
