@@ -156,6 +156,19 @@ class Cluster:
             text, where = next(iter(errors.items()))
             raise SharedError(text if len(where) == self.count else f"{', '.join(where)}: {text}")
 
+    def publish_step(self, step: int) -> None:
+        """Tells the others which step this process finished last; waits for nobody."""
+        text = json.dumps([socket.gethostname(), step])
+        self._client.key_value_set(f"scaling4d/steps/{self.index}", text, allow_overwrite=True)
+
+    def newest_steps(self) -> list[tuple[str, int | None]]:
+        """Host and newest published step of every process; None of one that published none."""
+        found: list[tuple[str, int | None]] = [("unknown host", None)] * self.count
+        for key, text in self._client.key_value_dir_get("scaling4d/steps/"):
+            host, step = json.loads(text)
+            found[int(key.rpartition("/")[2])] = (host, step)
+        return found
+
     def check_same(self, what: Mapping[str, str]) -> None:
         """Raises UserError, which names the processes, where they run with other code or settings than the main one."""
         found = [json.loads(text) for text in self.gather(json.dumps([socket.gethostname(), dict(what)]))]

@@ -24,10 +24,12 @@ from scaling4d.evaluation import Evaluator
 from scaling4d.guard import GuardWatch
 from scaling4d.interrupts import StopRequest
 from scaling4d.lease import Lease
+from scaling4d.observe.goodput import GoodputBook
 from scaling4d.observe.progress import Progress
 from scaling4d.observe.writers import AsyncWriters
 from scaling4d.run_folder import RunFolder
 from scaling4d.trainer import Trainer
+from scaling4d.watchdog import Watchdog
 
 STEPS_IN_FLIGHT = 2
 
@@ -55,6 +57,8 @@ class Loop:
     writers: AsyncWriters
     progress: Progress
     stop: StopRequest
+    book: GoodputBook
+    watchdog: Watchdog
     lease: Lease | None
     batch_size: int
     log_period: int
@@ -70,16 +74,18 @@ class Loop:
         """Steps until the last one or until all agreed to stop, beginning with ``batch``; the end is saved."""
         first, total = self.step, self.trainer.total_steps
         self.progress.begin()
+        self.book.loop_begins(first)
         with jax.transfer_guard("disallow"):
             while self.step < total and not self.agreed.stop:
                 self.agreed.tell(self._requests(), self.stream.counts())
-                with device_memory_errors(self.trainer, self.batch_size):
+                with device_memory_errors(self.batch_size, self.trainer.microbatches):
                     self.state, metrics = train_step(self.state, batch)
                 self.step, self.position = self.step + 1, self.position + self.batch_size
                 self._pending.append((self.step, metrics))
                 last = self.step == total
                 if not last:
-                    with self.progress.waiting_for_data(metrics["loss"].is_ready):
+                    idle = metrics["loss"].is_ready
+                    with self.progress.waiting_for_data(idle), self.book.during("data wait", only_if=idle):
                         batch = self.next_batch()
                 self._drain(leave=0 if last else STEPS_IN_FLIGHT - 1)
                 if self.agreed.heard["lost"]:
@@ -93,7 +99,8 @@ class Loop:
             self._drain(leave=0)
         if self.step > first:
             self._save(force=True)
-        self.saver.wait()
+        with self.book.during("save"):
+            self.saver.wait()
 
     def _requests(self) -> dict[str, bool]:
         return {
@@ -106,10 +113,12 @@ class Loop:
         """Takes what finished steps say, until at most ``leave`` steps are in flight."""
         while len(self._pending) > leave:
             step, on_device = self._pending.popleft()
-            with device_memory_errors(self.trainer, self.batch_size):
+            with device_memory_errors(self.batch_size, self.trainer.microbatches):
                 jax.block_until_ready(on_device)
             self.agreed.hear()
             self.progress.step_done(step)
+            self.book.step_done(step)
+            self.watchdog.beat(step)
             verdict, loss = jax.device_get((on_device["verdict"], on_device["loss"]))
             if self._guard.saw(step, int(verdict), float(loss)):
                 self._rewind_before = step if self._rewind_before is None else self._rewind_before
@@ -128,11 +137,12 @@ class Loop:
             self._drain(leave=0)  # a save waits for its step in any case; a refused one is then known
             if self._rewind_before is not None:
                 self._rewind()
-            self.saver.save(self.step, self.state, self.stream.state(self.position))
+            with self.book.during("save"):
+                self.saver.save(self.step, self.state, self.stream.state(self.position))
 
     def _evaluate(self) -> None:
         self._drain(leave=0)
-        with self.progress.paused():
+        with self.progress.paused(), self.book.during("eval"), self.watchdog.paused():
             metrics = self.evaluator.evaluate(
                 self.state, self.step, self.run, lambda: self.agreed.poll({"stop": bool(self.stop)})
             )
@@ -149,7 +159,7 @@ class Loop:
         self._drain(leave=0)
         before, self._rewind_before = self._rewind_before, None
         assert before is not None
-        with self.progress.paused(), jax.transfer_guard("allow"):
+        with self.progress.paused(), self.book.during("restore"), self.watchdog.paused(), jax.transfer_guard("allow"):
             self.saver.wait()
             older = self.saver.newest_before(before)
             if older is None:
@@ -164,7 +174,7 @@ class Loop:
 
 
 @contextlib.contextmanager
-def device_memory_errors(trainer: Trainer, batch_size: int) -> Iterator[None]:
+def device_memory_errors(batch_size: int, microbatches: int) -> Iterator[None]:
     """Turns a device out of memory into one line; other errors pass."""
     try:
         yield
@@ -173,6 +183,6 @@ def device_memory_errors(trainer: Trainer, batch_size: int) -> Iterator[None]:
             raise
         first_line = str(error).strip().splitlines()[0]
         raise UserError(
-            f"out of device memory with batch {batch_size} in {trainer.microbatches} microbatch(es) ({first_line}): "
+            f"out of device memory with batch {batch_size} in {microbatches} microbatch(es) ({first_line}): "
             "lower --gin.BATCH_SIZE, raise --gin.MICROBATCHES, use --gin.REMAT=full, or more devices on 'data'"
         ) from None

@@ -28,6 +28,7 @@ from scaling4d.interrupts import StopRequest
 from scaling4d.lease import Lease
 from scaling4d.loop import Loop, device_memory_errors
 from scaling4d.objectives.objective import Objective
+from scaling4d.observe.goodput import GoodputBook
 from scaling4d.observe.progress import Progress
 from scaling4d.observe.writers import AsyncWriters, MetricWriter
 from scaling4d.optimizers import AdamW
@@ -36,6 +37,7 @@ from scaling4d.pretrained.read_checkpoint import ReadCheckpoint
 from scaling4d.run_folder import RunFolder
 from scaling4d.trainer import Trainer
 from scaling4d.warm_start import WarmStart
+from scaling4d.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Run:
       eval_examples: held-out clips of an evaluation (at most the split's size).
       preview_examples: held-out clips drawn as pictures at each evaluation; 0 draws none.
       checkpoint, restore: when to save and what to keep; what to start from.
+      stall_s: a process that finishes no step for so many seconds reports its stacks and who is behind
+        (``watchdog.py``); 0 never does. stall_ends: it then ends, with a code that says to start it again.
       writers: where metrics go; each is made with the run folder.
     """
 
@@ -85,6 +89,8 @@ class Run:
     eval_period: int = 1000
     eval_examples: int = 256
     preview_examples: int = 4
+    stall_s: float = 600.0
+    stall_ends: bool = False
     checkpoint: SaveCheckpointConfig = SaveCheckpointConfig()
     restore: RestoreCheckpointConfig = RestoreCheckpointConfig()
     writers: Sequence[Callable[[RunFolder], MetricWriter]] = ()
@@ -119,11 +125,13 @@ class Run:
                 stack.enter_context(lease)
 
             cluster.from_main(claim)
+            book = GoodputBook(run if cluster.is_main else None, self.total_steps, may_write=lambda: not lease.lost)
+            stack.enter_context(book)
             with cluster.together():
                 weights = self._weights(trainer, cluster.from_main(lambda: checkpoints.steps(run)))
             stop = stack.enter_context(StopRequest())
             stack.enter_context(trainer.context())
-            return self._train(trainer, run, weights, lease, stop, stack, start, cluster)
+            return self._train(trainer, run, weights, lease, stop, book, stack, start, cluster)
 
     def _train(
         self,
@@ -132,6 +140,7 @@ class Run:
         weights: WarmStart | None,
         lease: Lease,
         stop: StopRequest,
+        book: GoodputBook,
         stack: contextlib.ExitStack,
         start: Start,
         cluster: Cluster,
@@ -143,7 +152,8 @@ class Run:
         saver = Checkpoints(run.path / "checkpoints", self.checkpoint)
         stack.callback(saver.close)
         latest = cluster.from_main(saver.latest_step)
-        state, restored = self._initial_state(trainer, saver, latest, weights)
+        with book.during("restore"):
+            state, restored = self._initial_state(trainer, saver, latest, weights)
         first_step, position = (restored.step, restored.data["next_example"]) if restored else (0, 0)
         step = first_step
         source = f"step {step} in {restored.source}" if restored else self.restore.path or "scratch"
@@ -197,6 +207,8 @@ class Run:
         stack.enter_context(progress)
 
         # -- Compile, with the first batch already on its way; then the steps -------------------------------------
+        peers = cluster if cluster.count > 1 else None
+        watchdog = Watchdog(run, cluster.index, limit_s=self.stall_s, exit=self.stall_ends, peers=peers)
         loop = Loop(
             trainer=trainer,
             run=run,
@@ -210,6 +222,8 @@ class Run:
             writers=writers,
             progress=progress,
             stop=stop,
+            book=book,
+            watchdog=watchdog,
             lease=lease if cluster.is_main else None,
             batch_size=self.batch_size,
             log_period=self.log_period,
@@ -217,14 +231,16 @@ class Run:
         )
         batch = next_batch()
         compile_started = time.perf_counter()
-        with device_memory_errors(trainer, self.batch_size):
+        with book.during("compile"), device_memory_errors(self.batch_size, self.microbatches):
             train_step = trainer.jit_train_step().lower(state, batch).compile()
         say(f"compiled the step in {time.perf_counter() - compile_started:.1f} s")
         del state
         if any(cluster.gather(stop.signal_name or "")):
             say(f"{stop.reason}: stopped before its first step; to go on:\n\n  {start.command}\n")
             return exits.RUN_AGAIN
-        loop.go(train_step, batch)
+        with watchdog:
+            loop.go(train_step, batch)
+        book.finishing()
 
         # -- The end -----------------------------------------------------------------------------------------------
         step = loop.step
@@ -240,6 +256,7 @@ class Run:
 
         cluster.from_main(finish)
         say(f"done: step {step}, {run.path}")
+        say(book.table())
         return exits.DONE
 
     def _weights(self, trainer: Trainer, steps: list[int]) -> WarmStart | None:
@@ -257,7 +274,7 @@ class Run:
         elif weights or not self.restore.path:
             if weights:
                 say("\n".join(weights.report()))
-            with device_memory_errors(trainer, self.batch_size):
+            with device_memory_errors(self.batch_size, self.microbatches):
                 return (weights.state() if weights else trainer.init_state()), None
         else:
             restored = checkpoints.restore_initial(self.restore, trainer.abstract_state)

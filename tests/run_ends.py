@@ -30,6 +30,6 @@ def losses(model_dir: pathlib.Path) -> dict[int, float]:
     path = model_dir / "train" / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("\n") and "train/loss" in line]
-    found = {row["step"]: row["train/loss"] for row in rows}
+    found = {row["step"]: float(row["train/loss"]) for row in rows}
     assert len(found) == len(rows)
     return found

@@ -31,6 +31,7 @@ MAY_CHANGE: tuple[str, ...] = (
     "Guard.on_*",
     "Guard.in_a_row",
     "Guard.max_rewinds",
+    "train.stall_*",
     "VideoMAE.remat",
     # where the clips lie; that they are the same clips, at the same rates, is checked by the plan in the checkpoint
     "ClipData.task",
