@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import jax
@@ -97,12 +97,19 @@ def _is_news(record: logging.LogRecord) -> bool:
 class Checkpoints:
     """The checkpoints of one run; saving is asynchronous and atomic, a half-written checkpoint is never seen."""
 
-    def __init__(self, directory: epath.PathLike, config: SaveCheckpointConfig):
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        config: SaveCheckpointConfig,
+        from_main: Callable[[Callable[[], Any]], Any] = lambda make: make(),
+    ):
+        """``from_main``: gives all processes what a function returns in the main one (``Cluster.from_main``)."""
         _check(config)
         logging.getLogger("absl").addFilter(_is_news)
         self.directory = epath.Path(directory)
         self._run = RunFolder(self.directory.parent)
-        self._config = config
+        self._config, self._from_main = config, from_main
+        self.skipped = 0
         self._last_save = time.monotonic()
         keep = [checkpoint_managers.LatestN(config.keep), checkpoint_marks.Pinned(self._run)]
         if config.keep_period:
@@ -144,12 +151,19 @@ class Checkpoints:
         """Whether the period asks for a save at this step."""
         return step % self._config.period == 0
 
-    def save(self, step: int, state: Any, data: dict) -> bool:
-        """Starts a save, unless this step has one; returns whether it did. All processes must call it alike."""
+    def save(self, step: int, state: Any, data: dict, *, must: bool = True) -> bool:
+        """Starts a save, unless this step has one; returns whether it did. All processes must call it alike.
+
+        Where there is no room for it, it raises UserError, or, unless it ``must``, is left out and ``skipped`` grows.
+        """
         if step in self._manager.all_steps():
             return False
-        if jax.process_index() == 0:
-            self._check_space(state_bytes(state))
+        lacking = self._from_main(lambda: self._lacking(state_bytes(state)))
+        if lacking and must:
+            raise UserError(lacking)
+        if lacking:
+            self.skipped += 1
+            return False
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
         with self._full_disk():
             self._manager.save(step, args=items, force=True)
@@ -179,11 +193,12 @@ class Checkpoints:
                 raise
             raise UserError(self._no_space("the disk is full")) from error
 
-    def _check_space(self, needed: int) -> None:
-        """A save that cannot fit is not begun: half-way, TensorStore's threads fail noisily."""
-        free = RunFolder(self.directory).free_bytes()
-        if free is not None and free < needed:
-            raise UserError(self._no_space(f"only {free / 1e6:.0f} of {needed / 1e6:.0f} MB are free"))
+    def _lacking(self, needed: int) -> str:
+        """Why a save would not fit; it is then not begun: half-way, TensorStore's threads fail noisily."""
+        free = self._run.free_bytes()
+        if free is None or free >= needed:
+            return ""
+        return self._no_space(f"only {free / 1e6:.0f} of {needed / 1e6:.0f} MB are free")
 
     def _no_space(self, why: str) -> str:
         return (

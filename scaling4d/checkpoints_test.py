@@ -130,5 +130,6 @@ def test_a_full_disk_is_one_line_and_earlier_checkpoints_stay(tmp_path, monkeypa
     monkeypatch.setattr(checkpoints.RunFolder, "free_bytes", lambda self: 20)
     with pytest.raises(UserError, match="MB are free.*checkpoint 1 is whole"):
         saver.save(2, state(2), DATA)
+    assert not saver.save(2, state(2), DATA, must=False) and saver.skipped == 1
     assert kept(tmp_path) == [1] and not list(tmp_path.glob("*tmp*"))
     saver.close()

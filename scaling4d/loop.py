@@ -25,6 +25,7 @@ from scaling4d.guard import GuardWatch
 from scaling4d.interrupts import StopRequest
 from scaling4d.lease import Lease
 from scaling4d.observe.goodput import GoodputBook
+from scaling4d.observe.profile import Profile
 from scaling4d.observe.progress import Progress
 from scaling4d.observe.writers import AsyncWriters
 from scaling4d.run_folder import RunFolder
@@ -63,6 +64,7 @@ class Loop:
     batch_size: int
     log_period: int
     eval_period: int
+    profile: Profile
 
     def __post_init__(self) -> None:
         self.agreed = Agreement(self.trainer.mesh)
@@ -77,6 +79,9 @@ class Loop:
         self.book.loop_begins(first)
         with jax.transfer_guard("disallow"):
             while self.step < total and not self.agreed.stop:
+                if self.profile.begins_or_ends(self.step + 1):
+                    self._drain(leave=0)  # so that the profile holds its steps whole
+                    self.profile.turn(self.step + 1)
                 self.agreed.tell(self._requests(), self.stream.counts())
                 with device_memory_errors(self.batch_size, self.trainer.microbatches):
                     self.state, metrics = train_step(self.state, batch)
@@ -93,12 +98,13 @@ class Loop:
                     raise UserError(f"{why}; this trainer ends without writing more")
                 if self._rewind_before is not None:
                     self._rewind()
-                self._save(force=last or self.agreed.stop or bool(self.agreed.heard["save"]))
+                if last or self.agreed.stop or self.agreed.heard["save"] or self.saver.due(self.step):
+                    self._save(must=last or self.agreed.stop)
                 if not self.agreed.stop and (last or (self.eval_period and self.step % self.eval_period == 0)):
                     self._evaluate()
             self._drain(leave=0)
         if self.step > first:
-            self._save(force=True)
+            self._save(must=True)
         with self.book.during("save"):
             self.saver.wait()
 
@@ -127,18 +133,21 @@ class Loop:
             metrics = {f"train/{name}": float(value) for name, value in jax.device_get(on_device).items()}
             del metrics["train/verdict"]
             metrics |= {f"data/{name}": float(self.agreed.heard[name]) for name in COUNTS}
+            metrics["checkpoints/skipped"] = float(self.saver.skipped)
             metrics |= {f"guard/{name}": float(count) for name, count in self._guard.counts.items()}
             metrics |= self.progress.rates()
             self.writers.write(step, metrics)
             self.progress.show(metrics)
 
-    def _save(self, *, force: bool) -> None:
-        if self.saver.due(self.step) or force:
-            self._drain(leave=0)  # a save waits for its step in any case; a refused one is then known
-            if self._rewind_before is not None:
-                self._rewind()
-            with self.book.during("save"):
-                self.saver.save(self.step, self.state, self.stream.state(self.position))
+    def _save(self, *, must: bool) -> None:
+        self._drain(leave=0)  # a save waits for its step in any case; a refused one is then known
+        if self._rewind_before is not None:
+            self._rewind()
+        skipped = self.saver.skipped
+        with self.book.during("save"):
+            self.saver.save(self.step, self.state, self.stream.state(self.position), must=must)
+        if self.saver.skipped > skipped:
+            self.progress.remark(f"step {self.step} is not saved: no room in {self.run}; the next save tries again")
 
     def _evaluate(self) -> None:
         self._drain(leave=0)

@@ -1,13 +1,15 @@
 """The command line: finds the command and hands over to it.
 
-Responsible for: the list of commands, JAX's platform, and turning a user's mistake into one line and an exit code. Not
+Responsible for: the list of commands, JAX's platform and cache, and a user's mistake as one line and an exit code. Not
 responsible for: any command's own flags; each lives with the code it runs. Nothing heavy is imported here, so that
 ``scaling4d --help`` answers at once.
 """
 
 import glob
+import hashlib
 import importlib
 import os
+import platform
 import sys
 
 from scaling4d import __version__, exits
@@ -40,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         return _fail(UserError(f"unknown command '{argv[0]}'; commands: {', '.join(COMMANDS)}"))
     choose_platform()
+    choose_compilation_cache()
     try:
         return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
     except UserError as error:
@@ -51,6 +54,26 @@ def main(argv: list[str] | None = None) -> int:
             raise
         missing = f"'{error.name}' is not installed, this command needs it: pip install 'scaling4d[train]'"
         return _fail(UserError(missing))
+
+
+def choose_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, so that a second start need not compile.
+
+    JAX's own variables win: JAX_COMPILATION_CACHE_DIR, and JAX_ENABLE_COMPILATION_CACHE=false for none. Programs for
+    the CPU hold instructions of the one they were compiled on, which may be another one of those that share a home.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    machine = hashlib.sha256(_cpu_flags().encode()).hexdigest()[:12]
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(home, "scaling4d", "compiled", machine))
+
+
+def _cpu_flags() -> str:
+    """What the processor can do, as the system tells; else its name."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line for line in file if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return platform.machine() + platform.processor()
 
 
 def choose_platform() -> None:

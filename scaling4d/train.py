@@ -29,6 +29,7 @@ from scaling4d.lease import Lease
 from scaling4d.loop import Loop, device_memory_errors
 from scaling4d.objectives.objective import Objective
 from scaling4d.observe.goodput import GoodputBook
+from scaling4d.observe.profile import Profile
 from scaling4d.observe.progress import Progress
 from scaling4d.observe.writers import AsyncWriters, MetricWriter
 from scaling4d.optimizers import AdamW
@@ -69,6 +70,7 @@ class Run:
       eval_examples: held-out clips of an evaluation (at most the split's size).
       preview_examples: held-out clips drawn as pictures at each evaluation; 0 draws none.
       checkpoint, restore: when to save and what to keep; what to start from.
+      profile_steps: (first, last) of the steps that are profiled, in every process; empty for none.
       stall_s: a process that finishes no step for so many seconds reports its stacks and who is behind
         (``watchdog.py``); 0 never does. stall_ends: it then ends, with a code that says to start it again.
       writers: where metrics go; each is made with the run folder.
@@ -89,6 +91,7 @@ class Run:
     eval_period: int = 1000
     eval_examples: int = 256
     preview_examples: int = 4
+    profile_steps: tuple[int, ...] = ()
     stall_s: float = 600.0
     stall_ends: bool = False
     checkpoint: SaveCheckpointConfig = SaveCheckpointConfig()
@@ -100,6 +103,9 @@ class Run:
         for name in ("total_steps", "log_period"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}: use 1 or more; change --gin.train.{name}")
+        window = self.profile_steps
+        if window and not (len(window) == 2 and 1 <= window[0] <= window[1]):
+            raise UserError(f"train.profile_steps is {window}: use (FIRST, LAST) from 1 on; change --gin.PROFILE_STEPS")
         mesh = self.partitioner.mesh()
         partitioning.check_batch_divides(self.batch_size, self.microbatches, self.partitioner.batch_sharding(mesh))
         partitioning.check_model_divides(self.objective.model_description(), mesh)
@@ -149,7 +155,7 @@ class Run:
         changes = cluster.from_main(
             lambda: run_records.check_same_run(run, start.resolved_config, allow_changes=start.allow_config_changes)
         )
-        saver = Checkpoints(run.path / "checkpoints", self.checkpoint)
+        saver = Checkpoints(run.path / "checkpoints", self.checkpoint, cluster.from_main)
         stack.callback(saver.close)
         latest = cluster.from_main(saver.latest_step)
         with book.during("restore"):
@@ -228,6 +234,7 @@ class Run:
             batch_size=self.batch_size,
             log_period=self.log_period,
             eval_period=self.eval_period,
+            profile=Profile(run, self.profile_steps),
         )
         batch = next_batch()
         compile_started = time.perf_counter()
@@ -238,7 +245,7 @@ class Run:
         if any(cluster.gather(stop.signal_name or "")):
             say(f"{stop.reason}: stopped before its first step; to go on:\n\n  {start.command}\n")
             return exits.RUN_AGAIN
-        with watchdog:
+        with watchdog, loop.profile:
             loop.go(train_step, batch)
         book.finishing()
 

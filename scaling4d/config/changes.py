@@ -32,6 +32,7 @@ MAY_CHANGE: tuple[str, ...] = (
     "Guard.in_a_row",
     "Guard.max_rewinds",
     "train.stall_*",
+    "train.profile_steps",
     "VideoMAE.remat",
     # where the clips lie; that they are the same clips, at the same rates, is checked by the plan in the checkpoint
     "ClipData.task",

@@ -1,0 +1,46 @@
+"""A window of steps under JAX's profiler.
+
+Responsible for: beginning and ending the recording between steps, and where it lies:
+``MODEL_DIR/profile/plugins/profile/<time>``, which TensorBoard's profile plugin, xprof and Perfetto open. Not
+responsible for: looking at it.
+"""
+
+from typing import Any
+
+import jax
+
+from scaling4d.run_folder import RunFolder
+
+
+class Profile:
+    """Records the steps ``first`` to ``last`` of a start; a context manager that ends a recording under way.
+
+    Args:
+      run: the run folder.
+      steps: (first, last), or empty for none. A start that goes on behind ``first`` records what is left.
+    """
+
+    def __init__(self, run: RunFolder, steps: tuple[int, ...]):
+        self._folder = str(run.file("profile"))
+        self._first, self._last = steps or (0, 0)
+        self._is_on = False
+
+    def begins_or_ends(self, step: int) -> bool:
+        """Whether something changes before ``step`` is handed to the device."""
+        return self._is_on != (self._first <= step <= self._last)
+
+    def turn(self, step: int) -> None:
+        """Begins or ends the recording; call it where ``begins_or_ends``, with no step in flight."""
+        if self._is_on:
+            jax.profiler.stop_trace()
+        else:
+            jax.profiler.start_trace(self._folder)
+        self._is_on = not self._is_on
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._is_on:
+            self._is_on = False
+            jax.profiler.stop_trace()
