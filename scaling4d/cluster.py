@@ -15,6 +15,7 @@ import os
 import re
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
@@ -24,6 +25,10 @@ from scaling4d.errors import UserError, tell
 
 LONG_S = 24 * 3600
 """For a word that may take long (a download, another trainer's lease); a process that dies ends the wait before."""
+
+
+_LAST_WORDS_S = 2.0
+"""The others abort when the main process ends: so long it lets them say the same error themselves."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +232,8 @@ def start(config: ClusterConfig) -> Iterator[Cluster]:
         _exit_now(exits.INTERRUPTED)
     except UserError as error:
         tell(error)
+        if cluster.is_main:
+            time.sleep(_LAST_WORDS_S)
         _exit_now(exits.ERROR)
     except BaseException:
         traceback.print_exc()

@@ -120,7 +120,8 @@ class Run:
             say(f"{run.path} is complete at step {done}; more steps: --gin.TRAIN_STEPS")
             return exits.DONE
         cluster.check_same(run_records.process_facts(start.resolved_config))
-        trainer = self.trainer()
+        with cluster.together():
+            trainer = self.trainer()
         with contextlib.ExitStack() as stack:
             # Waiting for a lease and downloading weights are simply ended by Ctrl-C.
             lease = Lease(run, stale_s=start.lease_stale_s)

@@ -16,9 +16,10 @@ from scaling4d import config, configurables, run_records
 from scaling4d.config import syntax
 from scaling4d.errors import UserError
 from scaling4d.evaluation import Evaluator
+from scaling4d.loop import device_memory_errors
 from scaling4d.pretrained.read_checkpoint import ReadCheckpoint, placed
 from scaling4d.run_folder import RunFolder
-from scaling4d.train import Run, device_memory_errors
+from scaling4d.train import Run
 
 _BASE_RECIPE = "pretrain/base.gin"
 _PREVIEWS = 4  # clips that are drawn of a run that draws none itself
@@ -93,7 +94,7 @@ def evaluate(
     if examples < 1:
         raise UserError(f"train.eval_examples of the run is {run.eval_examples}: say how many with --examples=N")
     on_examples(0, examples)
-    with trainer.context(), device_memory_errors(run):
+    with trainer.context(), device_memory_errors(run.batch_size, run.microbatches):
         params = placed(arrays, trainer.abstract_state.params, trainer.state_shardings.params)
         drawn = run.preview_examples or _PREVIEWS
         evaluator = Evaluator(trainer, run.data, run.batch_size, examples, drawn)
