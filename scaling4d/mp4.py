@@ -17,7 +17,10 @@ _SMPTE170M, _LIMITED = 6, 1  # BT.601 tags, so that any player shows the right c
 # Macroblock-tree rate control is off because x264 (core 165) reads memory there that it has not written: with one
 # thread and AVX-512 the same frames gave five different files in 30 runs (setting MALLOC_PERTURB_ shows it every time).
 # Being without it costs 0.25 dB at equal size on real clips of 64 frames.
-_X264 = {"preset": "medium", "x264-params": "mbtree=0"}
+#
+# Variable-length codes (CAVLC) and not arithmetic ones: a clip is written once and decoded in every epoch, and it then
+# takes a quarter less CPU to decode for an eighth more bytes ("Benchmark" in docs/data.md).
+_X264 = {"preset": "medium", "x264-params": "mbtree=0:cabac=0"}
 
 
 def encode_i420(frames: Sequence[np.ndarray], rate: Fraction, *, crf: int, gop: int) -> bytes:

@@ -25,9 +25,9 @@ from scaling4d.data.order import Draws  # noqa: E402
 
 SETTINGS = {
     "as ingest": "",
-    "no CABAC": "cabac=0",
+    "CABAC": "cabac=1",
     "no deblocking": "no-deblock=1",
-    "neither, no weighted prediction": "cabac=0:no-deblock=1:weightb=0:weightp=0",
+    "no deblocking, no weighted prediction": "no-deblock=1:weightb=0:weightp=0",
     "no references among B-frames": "b-pyramid=none",
     "every second frame a B-frame": "bframes=1:b-adapt=0",
     "no B-frames": "bframes=0",
