@@ -145,6 +145,7 @@ class Loop:
             self._rewind()
         skipped = self.saver.skipped
         with self.book.during("save"):
+            self.writers.flush()  # a start that goes on from here does not write the metrics before it again
             self.saver.save(self.step, self.state, self.stream.state(self.position), must=must)
         if self.saver.skipped > skipped:
             self.progress.remark(f"step {self.step} is not saved: no room in {self.run}; the next save tries again")
