@@ -2,7 +2,7 @@
 
 Responsible for: ``MODEL_DIR/pinned/<step>`` and ``MODEL_DIR/bad/<step>``, one small file a mark, so that the command
 and a running trainer never write the same file; and Orbax's question which checkpoints to keep. Not responsible for:
-saving, restoring and deleting (``checkpoints.py``) or deciding what is bad (``train.py``). Imports neither JAX nor
+saving, restoring and deleting (``checkpoints.py``) or deciding what is bad (``loop.py``). Imports neither JAX nor
 Orbax: ``scaling4d status`` answers at once.
 """
 

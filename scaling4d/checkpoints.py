@@ -129,9 +129,14 @@ class Checkpoints:
         return self.newest_before(None)
 
     def newest_before(self, step: int | None) -> int | None:
-        """The newest good checkpoint before a step; of all of them for None."""
+        """The newest good checkpoint before a step; of all of them for None. All processes must ask alike: the main one
+        looks, because marks and steps on a shared disk may reach the others later."""
+        return self._from_main(lambda: self._newest_seen(step))
+
+    def _newest_seen(self, before: int | None = None) -> int | None:
+        """What ``newest_before`` finds, as this process alone sees it."""
         bad = checkpoint_marks.bad(self._run)
-        good = [one for one in self._manager.all_steps() if one not in bad and (step is None or one < step)]
+        good = [one for one in self._manager.all_steps() if one not in bad and (before is None or one < before)]
         return max(good, default=None)
 
     def mark_bad_from(self, step: int, why: str) -> None:
@@ -203,7 +208,7 @@ class Checkpoints:
     def _no_space(self, why: str) -> str:
         return (
             f"cannot save in {self.directory}: {why}; free some space and start the same command again (checkpoint "
-            f"{self.latest_step()} is whole), or keep fewer (--gin.SaveCheckpointConfig.keep)"
+            f"{self._newest_seen()} is whole), or keep fewer (--gin.SaveCheckpointConfig.keep)"
         )
 
 

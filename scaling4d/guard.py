@@ -91,7 +91,7 @@ class GuardWatch:
         if policy == "stop":
             raise UserError(self._ended(step, verdict, loss, ""))
         if self._in_a_row >= self._guard.in_a_row:
-            raise UserError(self._ended(step, verdict, loss, f", the {self._in_a_row}th in a row (Guard.in_a_row)"))
+            raise UserError(self._ended(step, verdict, loss, f", {self._in_a_row} in a row (Guard.in_a_row)"))
         if policy == "rewind":
             if self.counts["rewinds"] >= self._guard.max_rewinds:
                 raise UserError(

@@ -115,7 +115,7 @@ def test_skipping_is_counted_and_ends_when_it_goes_on():
     for step in (4, 5):
         assert not watch.saw(step, SPIKE, 9.0)
     assert watch.counts == {"not_finite": 2, "spikes": 2, "rewinds": 0}
-    with pytest.raises(UserError, match="step 6 .* the 3th in a row"):
+    with pytest.raises(UserError, match=r"step 6 .*, 3 in a row \(Guard.in_a_row\)"):
         watch.saw(6, NOT_FINITE, float("nan"))
 
 

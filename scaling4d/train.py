@@ -158,7 +158,7 @@ class Run:
         )
         saver = Checkpoints(run.path / "checkpoints", self.checkpoint, cluster.from_main)
         stack.callback(saver.close)
-        latest = cluster.from_main(saver.latest_step)
+        latest = saver.latest_step()
         with book.during("restore" if latest is not None or self.restore.path else "compile"):
             state, restored = self._initial_state(trainer, saver, latest, weights)
         first_step, position = (restored.step, restored.data["next_example"]) if restored else (0, 0)
