@@ -9,9 +9,8 @@ agreed on (``agreement.py``).
 """
 
 import collections
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ import jax
 from scaling4d.agreement import COUNTS, Agreement
 from scaling4d.checkpoints import Checkpoints
 from scaling4d.data.stream import ClipStream
+from scaling4d.device_memory import device_memory_errors
 from scaling4d.errors import UserError
 from scaling4d.evaluation import Evaluator
 from scaling4d.guard import GuardWatch
@@ -181,18 +181,3 @@ class Loop:
             restored = self.saver.restore(older, self.trainer.abstract_state).state
         self.state = restored.replace(step=self.state.step)
         self.progress.remark(f"step {before} was refused: went on at step {self.step} with the parameters of {older}")
-
-
-@contextlib.contextmanager
-def device_memory_errors(batch_size: int, microbatches: int) -> Iterator[None]:
-    """Turns a device out of memory into one line; other errors pass."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"out of device memory with batch {batch_size} in {microbatches} microbatch(es) ({first_line}): "
-            "lower --gin.BATCH_SIZE, raise --gin.MICROBATCHES, use --gin.REMAT=full, or more devices on 'data'"
-        ) from None

@@ -20,13 +20,14 @@ from scaling4d.checkpoints import Checkpoints, RestoreCheckpointConfig, SaveChec
 from scaling4d.cluster import Cluster
 from scaling4d.data.clip_data import ClipData
 from scaling4d.data.resume import Resume
+from scaling4d.device_memory import device_memory_errors
 from scaling4d.errors import UserError
 from scaling4d.evaluation import Evaluator
 from scaling4d.export import released
 from scaling4d.guard import Guard
 from scaling4d.interrupts import StopRequest
 from scaling4d.lease import Lease
-from scaling4d.loop import Loop, device_memory_errors
+from scaling4d.loop import Loop
 from scaling4d.objectives.objective import Objective
 from scaling4d.observe.goodput import GoodputBook
 from scaling4d.observe.profile import Profile
