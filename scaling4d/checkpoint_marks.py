@@ -66,6 +66,11 @@ def mark_bad(run: RunFolder, step: int, why: str) -> None:
     run.write_text(f"bad/{step}", f"{why}\n")
 
 
+def unmark_bad(run: RunFolder, step: int) -> None:
+    """For a step whose checkpoint is to be another one."""
+    run.remove(f"bad/{step}")
+
+
 class Pinned:
     """Orbax's preservation policy that keeps what is pinned; it looks at the pins at each save."""
 

@@ -23,7 +23,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from scaling4d import checkpoint_marks
-from scaling4d.errors import UserError
+from scaling4d.errors import StorageError, UserError
 from scaling4d.pretrained.checkpoint import find
 from scaling4d.pretrained.download import is_remote
 from scaling4d.run_folder import RunFolder
@@ -94,29 +94,76 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not (record.exc_info and "orbax" in record.pathname)
 
 
+class _StateHandler(ocp.StandardCheckpointHandler):
+    """Orbax's, which also remembers that this process's part of a save failed.
+
+    Orbax itself raises that only when all processes are through with the save, and the others never are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.error: BaseException | None = None
+
+    async def async_save(self, *args: Any, **kwargs: Any) -> Any:
+        return [_Watched(one, self) for one in await super().async_save(*args, **kwargs) or []]
+
+    def finalize(self, directory: epath.Path) -> None:
+        with self.remembering():
+            super().finalize(directory)
+
+    @contextlib.contextmanager
+    def remembering(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.error = error
+            raise
+
+
+@dataclasses.dataclass
+class _Watched:
+    """A future of Orbax's whose error its handler remembers."""
+
+    future: Any
+    handler: _StateHandler
+
+    def result(self, timeout: float | None = None) -> Any:
+        with self.handler.remembering():
+            return self.future.result(timeout)
+
+    def cancel(self) -> None:
+        self.future.cancel()
+
+
 class Checkpoints:
     """The checkpoints of one run; saving is asynchronous and atomic, a half-written checkpoint is never seen."""
 
     def __init__(
         self,
-        directory: epath.PathLike,
+        run: RunFolder,
         config: SaveCheckpointConfig,
         from_main: Callable[[Callable[[], Any]], Any] = lambda make: make(),
     ):
         """``from_main``: gives all processes what a function returns in the main one (``Cluster.from_main``)."""
         _check(config)
         logging.getLogger("absl").addFilter(_is_news)
-        self.directory = epath.Path(directory)
-        self._run = RunFolder(self.directory.parent)
+        self.directory = run.path / "checkpoints"
+        self._run = run
         self._config, self._from_main = config, from_main
         self.skipped = 0
         self._last_save = time.monotonic()
         keep = [checkpoint_managers.LatestN(config.keep), checkpoint_marks.Pinned(self._run)]
         if config.keep_period:
             keep.append(checkpoint_managers.EveryNSteps(config.keep_period))
+        self._state_handler, data_handler = _StateHandler(), ocp.JsonCheckpointHandler()
+        handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        for arguments in (ocp.args.StandardSave, ocp.args.StandardRestore):
+            handlers.add("state", arguments, self._state_handler)
+        for arguments in (ocp.args.JsonSave, ocp.args.JsonRestore):
+            handlers.add("data", arguments, data_handler)
         self._manager = ocp.CheckpointManager(
             self.directory,
-            item_handlers={"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()},
+            handler_registry=handlers,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.preservation_policy.AnyPreservationPolicy(keep),
                 cleanup_tmp_directories=True,
@@ -134,10 +181,8 @@ class Checkpoints:
         return self._from_main(lambda: self._newest_seen(step))
 
     def _newest_seen(self, before: int | None = None) -> int | None:
-        """What ``newest_before`` finds, as this process alone sees it."""
-        bad = checkpoint_marks.bad(self._run)
-        good = [one for one in self._manager.all_steps() if one not in bad and (before is None or one < before)]
-        return max(good, default=None)
+        """What ``newest_before`` finds, as this process alone sees the folder."""
+        return max((one for one in steps(self._run) if before is None or one < before), default=None)
 
     def mark_bad_from(self, step: int, why: str) -> None:
         """Marks the checkpoints of ``step`` and later ones bad: no command takes them any more."""
@@ -157,46 +202,74 @@ class Checkpoints:
         return step % self._config.period == 0
 
     def save(self, step: int, state: Any, data: dict, *, must: bool = True) -> bool:
-        """Starts a save, unless this step has one; returns whether it did. All processes must call it alike.
+        """Starts a save, unless this step has a good one; returns whether it did. All processes must call it alike.
 
-        Where there is no room for it, it raises UserError, or, unless it ``must``, is left out and ``skipped`` grows.
+        Where there is no room for it, it raises StorageError or, unless it ``must``, is left out and ``skipped`` grows.
         """
+        self.wait()
         if step in self._manager.all_steps():
-            return False
+            if not self._from_main(lambda: step in checkpoint_marks.bad(self._run)):
+                return False
+            self._delete_bad(step)
         lacking = self._from_main(lambda: self._lacking(state_bytes(state)))
         if lacking and must:
-            raise UserError(lacking)
+            raise StorageError(lacking)
         if lacking:
             self.skipped += 1
             return False
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
-        with self._full_disk():
+        with self._storage_errors():
             self._manager.save(step, args=items, force=True)
         self._last_save = time.monotonic()
         return True
+
+    def _delete_bad(self, step: int) -> None:
+        """A start that rewound behind a bad checkpoint is there again, with another one to save."""
+        self._manager.delete(step)
+        self._from_main(lambda: checkpoint_marks.unmark_bad(self._run, step))
 
     def restore(self, step: int, abstract_state: Any) -> Restored:
         """The state of one step, each array on the sharding that ``abstract_state`` asks for."""
         return _restore(self._manager, self.directory, step, abstract_state)
 
+    def check(self) -> None:
+        """Raises StorageError where this process's part of a save has failed; waits for nothing."""
+        with self._storage_errors(Exception):
+            if self._state_handler.error is not None:
+                raise self._state_handler.error
+
     def wait(self) -> None:
-        """Returns once everything that was saved is committed; raises what a save raised."""
-        with self._full_disk():
+        """Returns once everything that was saved is committed; raises StorageError where that failed."""
+        while self._manager.is_saving_in_progress():
+            self.check()
+            time.sleep(0.01)
+        with self._storage_errors(Exception):
             self._manager.wait_until_finished()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        # After a failed save Orbax would wait for other processes, which wait for this one to end.
+        if not isinstance(error, StorageError):
+            self.close()
 
     def close(self) -> None:
         self._manager.close()
 
     @contextlib.contextmanager
-    def _full_disk(self) -> Iterator[None]:
-        """One line where a save fails for want of space; what was saved before stays. Other errors pass."""
+    def _storage_errors(self, kind: type[Exception] = OSError) -> Iterator[None]:
+        """One line where a disk or bucket takes no more; what was saved before stays. Errors of other kinds pass."""
         try:
             yield
-        except (OSError, ValueError, RuntimeError) as error:
-            # TensorStore and Orbax's threads wrap the system's error in one of their own.
-            if not any(text in str(error) for text in ("No space left", "RESOURCE_EXHAUSTED", "quota exceeded")):
+        except Exception as error:
+            text = str(error).strip() or type(error).__name__
+            # TensorStore wraps the system's error in one of its own.
+            if any(words in text for words in ("No space left", "RESOURCE_EXHAUSTED", "quota exceeded")):
+                raise StorageError(self._no_space("the disk is full")) from error
+            if not isinstance(error, kind):
                 raise
-            raise UserError(self._no_space("the disk is full")) from error
+            raise StorageError(f"cannot save in {self.directory}: {text.splitlines()[0]}; {self._whole()}") from error
 
     def _lacking(self, needed: int) -> str:
         """Why a save would not fit; it is then not begun: half-way, TensorStore's threads fail noisily."""
@@ -207,9 +280,14 @@ class Checkpoints:
 
     def _no_space(self, why: str) -> str:
         return (
-            f"cannot save in {self.directory}: {why}; free some space and start the same command again (checkpoint "
-            f"{self._newest_seen()} is whole), or keep fewer (--gin.SaveCheckpointConfig.keep)"
+            f"cannot save in {self.directory}: {why}; free some space, or keep fewer "
+            f"(--gin.SaveCheckpointConfig.keep); {self._whole()}"
         )
+
+    def _whole(self) -> str:
+        newest = self._newest_seen()
+        there = "no checkpoint was saved yet" if newest is None else f"checkpoint {newest} is whole"
+        return f"{there}; the same command goes on from there"
 
 
 def steps(run: RunFolder) -> list[int]:

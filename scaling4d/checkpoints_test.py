@@ -1,6 +1,7 @@
 """When checkpoints are saved, which stay, and what a restore refuses."""
 
 import pathlib
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import pytest
 
 from scaling4d import checkpoints
 from scaling4d.checkpoints import Checkpoints, RestoreCheckpointConfig, SaveCheckpointConfig
-from scaling4d.errors import UserError
+from scaling4d.errors import StorageError, UserError
+from scaling4d.run_folder import RunFolder
 
 DATA = {"next_example": 7, "fingerprint": {"clips": 3}}
 
@@ -27,7 +29,7 @@ def abstract(shape=(2, 3)) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def run_steps(directory: pathlib.Path, config: SaveCheckpointConfig, steps: range) -> list[int]:
-    saver = Checkpoints(directory, config)
+    saver = Checkpoints(RunFolder(directory), config)
     saved = [step for step in steps if saver.due(step) and saver.save(step, state(step), DATA)]
     saver.wait()
     saver.close()
@@ -35,7 +37,7 @@ def run_steps(directory: pathlib.Path, config: SaveCheckpointConfig, steps: rang
 
 
 def kept(directory: pathlib.Path) -> list[int]:
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+    return sorted(int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdigit())
 
 
 def test_period_keep_and_keep_period(tmp_path):
@@ -47,7 +49,7 @@ def test_period_keep_and_keep_period(tmp_path):
 def test_wall_time_saves_between_periods(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(checkpoints.time, "monotonic", lambda: clock[0])
-    saver = Checkpoints(tmp_path, SaveCheckpointConfig(period=100, minutes=1))
+    saver = Checkpoints(RunFolder(tmp_path), SaveCheckpointConfig(period=100, minutes=1))
     saved = []
     for step in range(1, 11):
         clock[0] += 25.0
@@ -59,7 +61,7 @@ def test_wall_time_saves_between_periods(tmp_path, monkeypatch):
 
 
 def test_a_step_is_saved_once(tmp_path):
-    saver = Checkpoints(tmp_path, SaveCheckpointConfig(period=100, minutes=0))
+    saver = Checkpoints(RunFolder(tmp_path), SaveCheckpointConfig(period=100, minutes=0))
     assert not saver.due(3) and not saver.overdue
     assert saver.save(3, state(3), DATA)
     assert not saver.save(3, state(3), DATA)
@@ -68,8 +70,8 @@ def test_a_step_is_saved_once(tmp_path):
 
 
 def test_restored_is_what_was_saved(tmp_path):
-    run_steps(tmp_path / "checkpoints", SaveCheckpointConfig(period=1, minutes=0), range(1, 4))
-    saver = Checkpoints(tmp_path / "checkpoints", SaveCheckpointConfig())
+    run_steps(tmp_path, SaveCheckpointConfig(period=1, minutes=0), range(1, 4))
+    saver = Checkpoints(RunFolder(tmp_path), SaveCheckpointConfig())
     assert saver.latest_step() == 3
     restored = saver.restore(3, abstract())
     saver.close()
@@ -94,13 +96,13 @@ def test_restored_is_what_was_saved(tmp_path):
     ],
 )
 def test_an_initial_checkpoint_that_is_not_there(tmp_path, path, mode, words):
-    run_steps(tmp_path / "checkpoints", SaveCheckpointConfig(period=1, minutes=0), range(1, 2))
+    run_steps(tmp_path, SaveCheckpointConfig(period=1, minutes=0), range(1, 2))
     with pytest.raises(UserError, match=words):
         checkpoints.restore_initial(RestoreCheckpointConfig(str(tmp_path / path), mode), abstract())
 
 
 def test_other_shapes_and_names_are_refused(tmp_path):
-    run_steps(tmp_path / "checkpoints", SaveCheckpointConfig(period=1, minutes=0), range(1, 2))
+    run_steps(tmp_path, SaveCheckpointConfig(period=1, minutes=0), range(1, 2))
     config = RestoreCheckpointConfig(str(tmp_path))
     with pytest.raises(UserError, match=r"'kernel' is \(2, 3\), this run wants \(4, 3\)"):
         checkpoints.restore_initial(config, abstract((4, 3)))
@@ -113,23 +115,51 @@ def test_other_shapes_and_names_are_refused(tmp_path):
 @pytest.mark.parametrize("change", [{"period": 0}, {"keep": 0}])
 def test_settings_that_save_nothing_are_refused(tmp_path, change):
     with pytest.raises(UserError, match="use 1 or more"):
-        Checkpoints(tmp_path, SaveCheckpointConfig(**change))
+        Checkpoints(RunFolder(tmp_path), SaveCheckpointConfig(**change))
 
 
-def test_a_full_disk_is_one_line_and_earlier_checkpoints_stay(tmp_path, monkeypatch, caplog):
+def test_without_room_a_save_is_left_out_or_one_line(tmp_path, monkeypatch):
     run_steps(tmp_path, SaveCheckpointConfig(period=1, minutes=0), range(1, 2))
-    saver = Checkpoints(tmp_path, SaveCheckpointConfig(period=1, minutes=0))
+    with Checkpoints(RunFolder(tmp_path), SaveCheckpointConfig(period=1, minutes=0)) as saver:
+        monkeypatch.setattr(checkpoints.RunFolder, "free_bytes", lambda self: 20)
+        with pytest.raises(StorageError, match="MB are free.*checkpoint 1 is whole"):
+            saver.save(2, state(2), DATA)
+        assert not saver.save(2, state(2), DATA, must=False) and saver.skipped == 1
+        assert kept(tmp_path) == [1] and not list(tmp_path.glob("checkpoints/*tmp*"))
 
-    def full(*_, **__):
-        raise ValueError("RESOURCE_EXHAUSTED: Failed to write 8 bytes to file 16: No space left on device")
 
-    monkeypatch.setattr(saver._manager, "wait_until_finished", full)
-    with pytest.raises(UserError, match="the disk is full.*checkpoint 1 is whole"):
+def test_a_save_that_fails_on_its_way_is_one_line_at_the_next_look(tmp_path):
+    """The system refuses to write files beyond a size: a reason for which writing fails that root has too."""
+    big = {"kernel": jax.random.normal(jax.random.key(0), (300, 300)), "step": jnp.asarray(2)}
+    saver = Checkpoints(RunFolder(tmp_path), SaveCheckpointConfig(period=1, minutes=0))
+    saver.save(1, state(1), DATA)
+    saver.wait()
+    saver.check()
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        saver.save(2, big, DATA)
+        with pytest.raises(StorageError, match="cannot save in .*File too large.*checkpoint 1 is whole"):
+            while True:
+                saver.check()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    with pytest.raises(StorageError, match="File too large"):
         saver.wait()
-    monkeypatch.undo()
-    monkeypatch.setattr(checkpoints.RunFolder, "free_bytes", lambda self: 20)
-    with pytest.raises(UserError, match="MB are free.*checkpoint 1 is whole"):
-        saver.save(2, state(2), DATA)
-    assert not saver.save(2, state(2), DATA, must=False) and saver.skipped == 1
-    assert kept(tmp_path) == [1] and not list(tmp_path.glob("*tmp*"))
-    saver.close()
+    assert kept(tmp_path) == [1]
+    with Checkpoints(RunFolder(tmp_path), SaveCheckpointConfig(period=1, minutes=0)) as saver:
+        assert saver.save(2, big, DATA)
+    assert kept(tmp_path) == [1, 2] and not list(tmp_path.glob("checkpoints/*tmp*"))
+
+
+def test_a_bad_checkpoint_gives_way_to_a_new_one_of_its_step(tmp_path):
+    with Checkpoints(RunFolder(tmp_path), SaveCheckpointConfig(period=1, minutes=0)) as saver:
+        for step in (1, 2, 3):
+            saver.save(step, state(step), DATA)
+        saver.mark_bad_from(2, "step 2 was refused")
+        assert saver.latest_step() == 1 and saver.newest_before(1) is None
+        assert not saver.save(1, state(5), DATA)
+        assert saver.save(2, state(7), DATA)
+        saver.wait()
+        assert saver.latest_step() == 2 and checkpoints.steps(RunFolder(tmp_path)) == [1, 2]
+        np.testing.assert_array_equal(saver.restore(2, abstract()).state["kernel"], 7.0)

@@ -16,5 +16,8 @@ RUN_AGAIN = 42
 INTERRUPTED = 130
 """Ended at once by a second Ctrl-C (128 + SIGINT); codes of 127 and above may be run again within a budget."""
 
+STORAGE = 153
+"""The disk is full or a save failed, which may pass; 128 + SIGXFSZ. What was saved before stays."""
+
 STUCK = 142
 """Ended by its watchdog, because it stood still; 128 + SIGALRM, which ends a process that Python no longer can."""

@@ -122,6 +122,7 @@ class Loop:
             with device_memory_errors(self.batch_size, self.trainer.microbatches):
                 jax.block_until_ready(on_device)
             self.agreed.hear()
+            self.saver.check()
             self.progress.step_done(step)
             self.book.step_done(step)
             self.watchdog.beat(step)

@@ -84,7 +84,7 @@ def choose_platform() -> None:
 
 def _fail(error: UserError) -> int:
     tell(error)
-    return exits.ERROR
+    return error.code
 
 
 def _help() -> str:

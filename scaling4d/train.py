@@ -157,8 +157,7 @@ class Run:
         changes = cluster.from_main(
             lambda: run_records.check_same_run(run, start.resolved_config, allow_changes=start.allow_config_changes)
         )
-        saver = Checkpoints(run.path / "checkpoints", self.checkpoint, cluster.from_main)
-        stack.callback(saver.close)
+        saver = stack.enter_context(Checkpoints(run, self.checkpoint, cluster.from_main))
         latest = saver.latest_step()
         with book.during("restore" if latest is not None or self.restore.path else "compile"):
             state, restored = self._initial_state(trainer, saver, latest, weights)

@@ -2,12 +2,14 @@
 
 import pathlib
 import re
+import resource
 import signal
 import time
 
 import numpy as np
 import pytest
 
+from scaling4d import exits
 from tests.conftest import SMALL_RUN
 from tests.processes import Processes
 from tests.run_ends import final_arrays, losses
@@ -181,6 +183,28 @@ def test_a_killed_process_ends_the_others_within_the_heartbeat(flags, scaling4d,
         other = codes[1 - whom]
         assert other >= 127 or other < 0, started.output()  # of a signal: a shell adds 128
     assert saved_steps(model_dir)
+
+
+@pytest.mark.slow
+def test_a_save_that_one_process_cannot_finish_ends_all_and_the_next_start_goes_on(flags, scaling4d, tmp_path):
+    model_dir = tmp_path / "run"
+    arguments = [*flags, f"--model_dir={model_dir}", "--gin.TRAIN_STEPS=100000"]
+    with Processes(2, 2, arguments, scaling4d.environment, tmp_path / "logs") as started:
+        wait_for_step(started, model_dir, 6)
+        _, hard = resource.prlimit(started.all[1].pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(started.all[1].pid, resource.RLIMIT_FSIZE, (20_000, hard))  # bytes of any file it writes
+        codes = started.wait(120)
+        assert codes[1] == exits.STORAGE and (codes[0] >= 127 or codes[0] < 0), started.output()
+        [line] = [line for line in started.logs[1].read_text().splitlines() if line.startswith("scaling4d: error: ")]
+        assert "cannot save in" in line and "File too large" in line and "the same command goes on from there" in line
+        assert "Traceback" not in started.logs[1].read_text()
+    newest = saved_steps(model_dir)[-1]
+    assert f"checkpoint {newest} is whole" in line
+    with Processes(2, 2, arguments, scaling4d.environment, tmp_path / "again") as started:
+        wait_for_step(started, model_dir, newest + 5)
+        started.all[0].send_signal(signal.SIGTERM)
+        assert started.wait() == [42, 42], started.output()
+        assert f"from step {newest} in" in started.output()
 
 
 def wait_for_text(started: Processes, text: str) -> None:

@@ -32,7 +32,7 @@ def save_run(
     folder: pathlib.Path, steps: Mapping[int, dict], ema: bool = False, objective: SimpleMAE = OBJECTIVE
 ) -> pathlib.Path:
     """Saves ``{step: parameters}``; the moving average, where there is one, is larger by 1."""
-    saver = Checkpoints(folder / "checkpoints", SaveCheckpointConfig(keep=9))
+    saver = Checkpoints(RunFolder(folder), SaveCheckpointConfig(keep=9))
     for step, params in steps.items():
         average = jax.tree.map(lambda leaf: leaf + 1, params) if ema else None
         state = {"params": params, "opt_state": {"mu": params}, "ema": average}

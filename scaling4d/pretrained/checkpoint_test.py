@@ -56,7 +56,7 @@ def random_state(trainer: Trainer, seed: int) -> TrainState:
 
 def save(folder: pathlib.Path, states: dict[int, Any]) -> pathlib.Path:
     """The checkpoints of a MODEL_DIR."""
-    saver = Checkpoints(folder / "checkpoints", SaveCheckpointConfig(period=1, minutes=0))
+    saver = Checkpoints(RunFolder(folder), SaveCheckpointConfig(period=1, minutes=0))
     for step, state in states.items():
         saver.save(step, state, {"next_example": step})
         saver.wait()
