@@ -98,6 +98,10 @@ def local_devices(environment: Mapping[str, str], visible: int) -> list[int] | N
 class SharedError(UserError):
     """An error that all processes have: none of them waits for another that has not."""
 
+    def __init__(self, text: str, code: int = exits.ERROR):
+        super().__init__(text)
+        self.code = code
+
 
 class Cluster:
     """The processes of this run, this one among them; one process is a cluster too.
@@ -132,12 +136,12 @@ class Cluster:
             try:
                 told = {"value": make()}
             except UserError as error:
-                told = {"error": str(error)}
+                told = {"error": str(error), "code": error.code}
             self._client.key_value_set(call, json.dumps(told))
         else:
             told = json.loads(self._client.blocking_key_value_get(call, LONG_S * 1000))
         if "error" in told:
-            raise SharedError(told["error"])
+            raise SharedError(told["error"], told["code"])
         return told["value"]
 
     @contextlib.contextmanager
@@ -234,7 +238,7 @@ def start(config: ClusterConfig) -> Iterator[Cluster]:
         tell(error)
         if cluster.is_main:
             time.sleep(_LAST_WORDS_S)
-        _exit_now(exits.ERROR)
+        _exit_now(error.code)
     except BaseException:
         traceback.print_exc()
         _exit_now(exits.ERROR)
@@ -243,8 +247,9 @@ def start(config: ClusterConfig) -> Iterator[Cluster]:
 
 
 def _exit_now(code: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)
 
 

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from etils import epath
 
-from scaling4d.errors import UserError
+from scaling4d.errors import StorageError, UserError
 
 _ASIDE = ".aside-"
 _READ_BACK_S = 0.5
@@ -225,4 +225,5 @@ def _user_errors(action: str, path: epath.Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _CAUSES:
             raise
-        raise UserError(f"cannot {action} {os.fspath(path)}: {_CAUSES[error.errno]}") from error
+        kind = StorageError if error.errno in (errno.ENOSPC, errno.EDQUOT) else UserError
+        raise kind(f"cannot {action} {os.fspath(path)}: {_CAUSES[error.errno]}") from error
