@@ -18,7 +18,6 @@ import jax
 from scaling4d.agreement import COUNTS, Agreement
 from scaling4d.checkpoints import Checkpoints
 from scaling4d.data.stream import ClipStream
-from scaling4d.device_memory import device_memory_errors
 from scaling4d.errors import UserError
 from scaling4d.evaluation import Evaluator
 from scaling4d.guard import GuardWatch
@@ -83,8 +82,7 @@ class Loop:
                     self._drain(leave=0)  # so that the profile holds its steps whole
                     self.profile.turn(self.step + 1)
                 self.agreed.tell(self._requests(), self.stream.counts())
-                with device_memory_errors(self.batch_size, self.trainer.microbatches):
-                    self.state, metrics = train_step(self.state, batch)
+                self.state, metrics = train_step(self.state, batch)
                 self.step, self.position = self.step + 1, self.position + self.batch_size
                 self._pending.append((self.step, metrics))
                 last = self.step == total
@@ -119,8 +117,7 @@ class Loop:
         """Takes what finished steps say, until at most ``leave`` steps are in flight."""
         while len(self._pending) > leave:
             step, on_device = self._pending.popleft()
-            with device_memory_errors(self.batch_size, self.trainer.microbatches):
-                jax.block_until_ready(on_device)
+            jax.block_until_ready(on_device)
             self.agreed.hear()
             self.saver.check()
             self.progress.step_done(step)

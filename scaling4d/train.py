@@ -20,7 +20,7 @@ from scaling4d.checkpoints import Checkpoints, RestoreCheckpointConfig, SaveChec
 from scaling4d.cluster import Cluster
 from scaling4d.data.clip_data import ClipData
 from scaling4d.data.resume import Resume
-from scaling4d.device_memory import device_memory_errors
+from scaling4d.device_memory import DeviceMemory
 from scaling4d.errors import UserError
 from scaling4d.evaluation import Evaluator
 from scaling4d.export import released
@@ -69,7 +69,7 @@ class Run:
       log_period: steps between log points.
       eval_period: steps between evaluations on the held-out split; 0 evaluates only at the end.
       eval_examples: held-out clips of an evaluation (at most the split's size).
-      preview_examples: held-out clips drawn as pictures at each evaluation; 0 draws none.
+      preview_examples: held-out clips drawn as pictures at each evaluation, at most a microbatch; 0 draws none.
       checkpoint, restore: when to save and what to keep; what to start from.
       profile_steps: (first, last) of the steps that are profiled, in every process; empty for none.
       stall_s: a process that finishes no step for so many seconds reports its stacks and who is behind
@@ -159,7 +159,10 @@ class Run:
         )
         saver = stack.enter_context(Checkpoints(run, self.checkpoint, cluster.from_main))
         latest = saver.latest_step()
-        with book.during("restore" if latest is not None or self.restore.path else "compile"):
+        memory = DeviceMemory(trainer, self.batch_size, cluster, say)
+        with cluster.together():
+            memory.check_state()
+        with book.during("restore" if latest is not None or self.restore.path else "compile"), memory.errors():
             state, restored = self._initial_state(trainer, saver, latest, weights)
         first_step, position = (restored.step, restored.data["next_example"]) if restored else (0, 0)
         step = first_step
@@ -184,7 +187,8 @@ class Run:
         with cluster.together():
             stream = self.data.train_stream(batch_size=self.batch_size, slots=slots, start=position, resume=resume)
             stack.enter_context(stream)
-            evaluator = Evaluator(trainer, self.data, self.batch_size, self.eval_examples, self.preview_examples)
+            microbatch = self.batch_size // self.microbatches  # what fits a step's memory
+            evaluator = Evaluator(trainer, self.data, microbatch, self.eval_examples, self.preview_examples)
         for note in stream.notes:
             say(note)
 
@@ -239,14 +243,14 @@ class Run:
         )
         batch = next_batch()
         compile_started = time.perf_counter()
-        with book.during("compile"), device_memory_errors(self.batch_size, self.microbatches):
-            train_step = trainer.jit_train_step().lower(state, batch).compile()
+        with book.during("compile"), cluster.together():
+            train_step = memory.compile_step(state, batch)
         say(f"compiled the step in {time.perf_counter() - compile_started:.1f} s")
         del state
         if any(cluster.gather(stop.signal_name or "")):
             say(f"{stop.reason}: stopped before its first step; to go on:\n\n  {start.command}\n")
             return exits.RUN_AGAIN
-        with watchdog, loop.profile:
+        with memory.errors(), watchdog, loop.profile:
             loop.go(train_step, batch)
         book.finishing()
 
@@ -282,8 +286,7 @@ class Run:
         elif weights or not self.restore.path:
             if weights:
                 say("\n".join(weights.report()))
-            with device_memory_errors(self.batch_size, self.microbatches):
-                return (weights.state() if weights else trainer.init_state()), None
+            return (weights.state() if weights else trainer.init_state()), None
         else:
             restored = checkpoints.restore_initial(self.restore, trainer.abstract_state)
         return restored.state, restored

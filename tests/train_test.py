@@ -5,13 +5,10 @@ import os
 import pathlib
 
 import av
-import jax
 import numpy as np
 import pytest
 
 from scaling4d import dry_run, main, run_folder
-from scaling4d.errors import UserError
-from scaling4d.loop import device_memory_errors
 from tests.conftest import SMALL_RUN
 
 
@@ -197,9 +194,3 @@ def test_a_checkpoint_of_other_shapes_names_the_array(finished, tmp_path, clips,
     assert train(tmp_path / "run", clips, *flags) == 1
     error = capsys.readouterr().err
     assert "does not fit this model" in error and "params/" in error
-
-
-def test_a_device_out_of_memory_says_what_to_change():
-    with pytest.raises(UserError, match="batch 8 in 2 microbatch.*BATCH_SIZE.*REMAT"):
-        with device_memory_errors(batch_size=8, microbatches=2):
-            jax.block_until_ready(jax.jit(lambda: jax.numpy.ones((1 << 48,), "int8"))())
