@@ -1,8 +1,9 @@
 """The processes of a run: how they find each other, and what they say to each other outside of the step.
 
-Responsible for: ``jax.distributed`` (started here and nowhere else), the checks that all processes are there and run
-the same, errors of one that become everybody's, and small texts that go from one to the others. Not responsible for:
-what they agree on while they train (``agreement.py``), arrays (``partitioning.py``) or starting processes.
+Responsible for: ``jax.distributed`` (started here and nowhere else), the checks that all devices are there and all
+processes run the same, errors of one that become everybody's, and small texts that go from one to the others. Not
+responsible for: who is missing (``roll_call.py``), what they agree on while they train (``agreement.py``), arrays
+(``partitioning.py``) or starting processes.
 
 A run of one process needs nothing of this and starts no service.
 """
@@ -22,6 +23,7 @@ from typing import Any, NoReturn
 
 from scaling4d import exits
 from scaling4d.errors import UserError, tell
+from scaling4d.roll_call import roll_call
 
 LONG_S = 24 * 3600
 """For a word that may take long (a download, another trainer's lease); a process that dies ends the wait before."""
@@ -58,8 +60,11 @@ class ClusterConfig:
             raise UserError(
                 f"--process_id={self.process_id}: must be 0 to --num_processes - 1 = {self.num_processes - 1}"
             )
-        if self.coordinator_address and not re.fullmatch(r".+:\d{1,5}", self.coordinator_address):
-            raise UserError(f"--coordinator_address={self.coordinator_address}: must be HOST:PORT")
+        address = re.fullmatch(r".+:(\d{1,5})", self.coordinator_address)
+        if self.coordinator_address and not (address and 1 <= int(address[1]) <= 65535):
+            raise UserError(
+                f"--coordinator_address={self.coordinator_address}: must be HOST:PORT, with a port from 1 to 65535"
+            )
         for name in ("heartbeat_s", "start_s"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name}={getattr(self, name)}: must be 1 or more seconds")
@@ -69,12 +74,14 @@ def scheduler(environment: Mapping[str, str]) -> str | None:
     """The name by which JAX knows the scheduler that started this process as one of several; None where there is none.
 
     SLURM's variables are also set in a shell inside of an allocation, where no other process will come; there the step
-    has another number of tasks than the allocation, or none. Of the MPI launchers JAX knows Open MPI 4. On Kubernetes
-    without TPUs it counts the processes of a JobSet wrongly: give the flags.
+    has another number of tasks than the allocation, or none. A batch script that was submitted from within a step has
+    the variables of that step. Of the MPI launchers JAX knows Open MPI 4. On Kubernetes without TPUs it counts the
+    processes of a JobSet wrongly: give the flags.
     """
     if environment.get("SLURM_JOB_ID") and environment.get("SLURM_STEP_NODELIST"):
         tasks = environment.get("SLURM_STEP_NUM_TASKS")
-        return "slurm" if tasks == environment.get("SLURM_NTASKS") and tasks not in (None, "1") else None
+        several = tasks == environment.get("SLURM_NTASKS") and tasks not in (None, "1")
+        return "slurm" if several and not _is_batch_script(environment.get("SLURM_TASK_PID", "")) else None
     if environment.get("OMPI_MCA_orte_hnp_uri") and environment.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
         return "ompi"
     if environment.get("TPU_WORKER_ID") and environment.get("TPU_WORKER_HOSTNAMES"):
@@ -82,6 +89,15 @@ def scheduler(environment: Mapping[str, str]) -> str | None:
     if environment.get("CLOUD_TPU_TASK_ID") or environment.get("TPU_ACCELERATOR_TYPE"):
         return "gcetpu"
     return None
+
+
+def _is_batch_script(task: str) -> bool:
+    """Whether a process that SLURM started is the script of a batch job (which it stores by this name)."""
+    try:
+        with open(f"/proc/{int(task)}/comm") as name:
+            return name.read() == "slurm_script\n"
+    except (OSError, ValueError):
+        return False
 
 
 def local_devices(environment: Mapping[str, str], visible: int) -> list[int] | None:
@@ -156,7 +172,7 @@ class Cluster:
             error = str(mistake)
         if self.count == 1:
             return
-        found = self.gather(json.dumps([socket.gethostname(), error]))
+        found = self.gather(json.dumps([_host(), error]))
         errors: dict[str, list[str]] = {}
         for number, (host, text) in enumerate(json.loads(one) for one in found):
             if text:
@@ -167,7 +183,7 @@ class Cluster:
 
     def publish_step(self, step: int) -> None:
         """Tells the others which step this process finished last; waits for nobody."""
-        text = json.dumps([socket.gethostname(), step])
+        text = json.dumps([_host(), step])
         self._client.key_value_set(f"scaling4d/steps/{self.index}", text, allow_overwrite=True)
 
     def newest_steps(self) -> list[tuple[str, int | None]]:
@@ -180,7 +196,7 @@ class Cluster:
 
     def check_same(self, what: Mapping[str, str]) -> None:
         """Raises UserError, which names the processes, where they run with other code or settings than the main one."""
-        found = [json.loads(text) for text in self.gather(json.dumps([socket.gethostname(), dict(what)]))]
+        found = [json.loads(text) for text in self.gather(json.dumps([_host(), dict(what)]))]
         main = found[0][1]
         for number, (host, theirs) in enumerate(found):
             different = [key for key in main if theirs.get(key) != main[key]]
@@ -214,6 +230,8 @@ def start(config: ClusterConfig) -> Iterator[Cluster]:
     # Requests to stop are Python's to handle (interrupts.py) and are agreed on between steps (agreement.py); JAX's own
     # service would swallow SIGTERM and let only a loop that polls it hear of it.
     jax.config.update("jax_enable_preemption_service", False)
+    if config.coordinator_address and config.num_processes is not None and config.process_id is not None:
+        roll_call(config.coordinator_address, config.num_processes, config.process_id, config.start_s)
     jax.distributed.initialize(
         config.coordinator_address or None,
         config.num_processes,
@@ -257,14 +275,20 @@ def _check_devices(config: ClusterConfig, cluster: Cluster) -> None:
     """Raises UserError, which lists the hosts, where there are other devices than expected."""
     import jax
 
-    expected = config.expected_devices
-    if expected is None or jax.device_count() == expected:
-        return
-    each = cluster.gather(f"{socket.gethostname()} {jax.local_device_count()}")
-    raise SharedError(
-        f"{jax.device_count()} devices in {cluster.count} process(es), --expected_devices={expected}; "
-        f"process and devices: {', '.join(f'{i} on {text}' for i, text in enumerate(each))}"
-    )
+    here = [_host(), jax.local_device_count(), config.expected_devices]
+    found = [json.loads(text) for text in cluster.gather(json.dumps(here))]
+    for index, (host, _, expected) in enumerate(found):
+        if expected not in (None, jax.device_count()):
+            each = ", ".join(f"{i} on {host} {devices}" for i, (host, devices, _) in enumerate(found))
+            raise SharedError(
+                f"{jax.device_count()} devices in {cluster.count} process(es), --expected_devices={expected}"
+                f"{'' if cluster.count == 1 else f' in process {index} ({host})'}; process and devices: {each}"
+            )
+
+
+def _host() -> str:
+    """This machine as its users know it: by SLURM's name for the node, if it has one."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def _visible_gpus() -> int:
@@ -272,4 +296,3 @@ def _visible_gpus() -> int:
     if given is not None:
         return len([one for one in given.split(",") if one])
     return len(glob.glob("/dev/nvidia[0-9]*"))
-

@@ -1,5 +1,8 @@
 """Which processes belong together, and what they say to each other; real ones are in ``tests/processes_test.py``."""
 
+import os
+import pathlib
+import subprocess
 import threading
 
 import pytest
@@ -35,6 +38,19 @@ def test_schedulers_are_told_by_their_variables(environment, found):
     assert scheduler(environment) == found
 
 
+def test_a_batch_script_that_was_submitted_from_a_step_is_no_part_of_it(tmp_path):
+    script = tmp_path / "slurm_script"
+    script.write_text("#!/bin/sh\nread line\n")
+    script.chmod(0o755)
+    with subprocess.Popen([script], stdin=subprocess.PIPE) as task:
+        comm = pathlib.Path(f"/proc/{task.pid}/comm")
+        while comm.read_text() != "slurm_script\n":  # it becomes the script in a moment
+            assert task.poll() is None
+        assert scheduler(SLURM_STEP | {"SLURM_TASK_PID": str(task.pid)}) is None
+        task.stdin.close()
+    assert scheduler(SLURM_STEP | {"SLURM_TASK_PID": str(os.getpid())}) == "slurm"
+
+
 def test_a_nodes_only_task_takes_all_its_devices():
     assert local_devices(SLURM_STEP | {"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, 8) == list(range(8))
     assert local_devices(SLURM_STEP | {"SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, 8) is None
@@ -50,6 +66,7 @@ def test_a_nodes_only_task_takes_all_its_devices():
         ({"num_processes": 2}, "given together or not at all"),
         ({"coordinator_address": "a:1", "num_processes": 2, "process_id": 2}, "--process_id=2: must be 0 to .* = 1"),
         ({"coordinator_address": "a", "num_processes": 2, "process_id": 0}, "must be HOST:PORT"),
+        ({"coordinator_address": "a:65536", "num_processes": 2, "process_id": 0}, "a port from 1 to 65535"),
         ({"heartbeat_s": 0}, "--heartbeat_s=0"),
     ],
 )
