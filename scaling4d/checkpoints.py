@@ -250,8 +250,9 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        # After a failed save Orbax would wait for other processes, which wait for this one to end.
-        if not isinstance(error, StorageError):
+        # Orbax waits for the other processes, which wait for this one to end where it alone has failed.
+        alone = error is not None and not isinstance(error, UserError) and jax.process_count() > 1
+        if not alone and not isinstance(error, StorageError):
             self.close()
 
     def close(self) -> None:

@@ -29,6 +29,9 @@ LONG_S = 24 * 3600
 """For a word that may take long (a download, another trainer's lease); a process that dies ends the wait before."""
 
 
+_LOST = re.compile(r"[Gg]loo|[Nn]ccl|NCCL|closed by peer|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|oordination.?[Ss]ervice")
+"""What collectives and JAX's coordination say when a process they wait for is gone."""
+
 _LAST_WORDS_S = 2.0
 """The others abort when the main process ends: so long it lets them say the same error themselves."""
 
@@ -257,11 +260,21 @@ def start(config: ClusterConfig) -> Iterator[Cluster]:
         if cluster.is_main:
             time.sleep(_LAST_WORDS_S)
         _exit_now(error.code)
-    except BaseException:
-        traceback.print_exc()
-        _exit_now(exits.ERROR)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            if lost_another(error):
+                text = str(error).strip().splitlines()[0]
+                print(f"scaling4d: process {cluster.index} ({_host()}) lost another one: {text}", file=sys.stderr)
+            else:
+                traceback.print_exc()
+        _exit_now(exits.LOST if lost_another(error) else exits.ERROR)
     else:
         jax.distributed.shutdown()
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether an error of this process says that another one is gone, so that a restart may help."""
+    return isinstance(error, RuntimeError | ValueError | TimeoutError) and bool(_LOST.search(str(error)))
 
 
 def _exit_now(code: int) -> NoReturn:

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from scaling4d.cluster import Cluster, ClusterConfig, SharedError, local_devices, scheduler
+from scaling4d.cluster import Cluster, ClusterConfig, SharedError, local_devices, lost_another, scheduler
 from scaling4d.errors import UserError
 
 SLURM_STEP = {
@@ -182,3 +182,16 @@ def test_errors_of_one_process_alone_stay_as_they_are():
     with pytest.raises(UserError) as caught, Cluster().together():
         raise UserError("mine")
     assert not isinstance(caught.value, SharedError)
+
+
+@pytest.mark.parametrize(
+    "error, lost",
+    [
+        (ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:63664"), True),
+        (RuntimeError("INTERNAL: NCCL operation ncclAllReduce failed: remote process exited"), True),
+        (ValueError("Incompatible shapes for broadcasting: (2, 3) and (4,)"), False),
+        (KeyError("UNAVAILABLE"), False),
+    ],
+)
+def test_an_error_that_another_process_caused_is_told_from_ones_own(error, lost):
+    assert lost_another(error) == lost

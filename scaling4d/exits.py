@@ -19,5 +19,8 @@ INTERRUPTED = 130
 STORAGE = 153
 """The disk is full or a save failed, which may pass; 128 + SIGXFSZ. What was saved before stays."""
 
+LOST = 134
+"""Another process of the run is gone; JAX aborts with the same (128 + SIGABRT), where it notices first."""
+
 STUCK = 142
 """Ended by its watchdog, because it stood still; 128 + SIGALRM, which ends a process that Python no longer can."""
