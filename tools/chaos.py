@@ -120,13 +120,13 @@ class Chaos:
         elif fault.what == "stands still":
             process.send_signal(signal.SIGSTOP)
         elif fault.what == "full disk":
-            self._fill(model_dir)
+            self._fill(run, model_dir)
         else:
             kind = "503" if fault.what == "reads fail" else flaky_bucket.SLOW
             self.bucket.fault = lambda name, before: kind if before % 3 == 0 else None
 
-    def _fill(self, model_dir: pathlib.Path) -> None:
-        """The disk of the run folder is full for as long as two saves take."""
+    def _fill(self, run: Processes, model_dir: pathlib.Path) -> None:
+        """The disk of the run folder is full until the run has come two saves further, or has ended."""
         filler = model_dir.parent / "filler"
         try:
             with open(filler, "wb") as file:
@@ -136,9 +136,8 @@ class Chaos:
             pass
         step = max(losses(model_dir), default=0)
         deadline = time.monotonic() + 60
-        while max(losses(model_dir), default=0) < min(step + 2 * SAVE_PERIOD, STEPS - SAVE_PERIOD):
-            if time.monotonic() > deadline:
-                break
+        enough = min(step + 2 * SAVE_PERIOD, STEPS - SAVE_PERIOD)
+        while run.running() and max(losses(model_dir), default=0) < enough and time.monotonic() < deadline:
             time.sleep(0.05)
         filler.unlink()
 
