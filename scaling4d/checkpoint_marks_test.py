@@ -8,7 +8,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from scaling4d import checkpoint_marks as marks
 from scaling4d.errors import UserError
 from scaling4d.run_folder import RunFolder
-from tests.memory_bucket import memory_bucket
+from tests import gcs_server
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_bad_ones(run):
 
 
 def test_in_a_bucket_a_checkpoint_counts_once_it_is_committed():
-    with memory_bucket():
+    with gcs_server.serve():
         run = RunFolder("gs://bucket/run")
         for step in (1, 2):
             run.write_text(f"checkpoints/{step}/state/d", "")

@@ -17,7 +17,7 @@ from scaling4d import lease as lease_module
 from scaling4d.errors import UserError
 from scaling4d.lease import Holder, Lease, died_here, this_process
 from scaling4d.run_folder import RunFolder
-from tests.memory_bucket import memory_bucket
+from tests import gcs_server
 
 HOLDER = """
 import sys, time
@@ -255,9 +255,8 @@ def test_leftover_files_of_old_holders_do_not_stand_in_the_way(folder):
         assert folder.glob("lease/*") == ["lease/5.json"]
 
 
-def test_a_bucket(monkeypatch):
-    monkeypatch.setattr("scaling4d.run_folder._READ_BACK_S", 0.02)
-    with memory_bucket():
+def test_a_bucket():
+    with gcs_server.serve():
         folder = RunFolder("gs://bucket/run")
         with Lease(folder, stale_s=0.6, heartbeat_s=0.1) as lease:
             with pytest.raises(UserError, match="its heartbeat moves"):

@@ -2,11 +2,11 @@
 
 Responsible for: files under one root, on a local disk or in a bucket (``gs://``), through ``etils.epath``; whole files
 that appear at once or not at all; and UserErrors that name the path when the disk is full or the folder cannot be used.
-Not responsible for: what the files mean (``config.py``, ``lease.py``, ``observe/``) or for the arrays of checkpoints,
-which Orbax writes itself (``checkpoints.py``).
+Not responsible for: what the files mean (``run_records.py``, ``lease.py``, ``observe/``), a bucket's client
+(``bucket.py``) or the arrays of checkpoints, which Orbax writes itself (``checkpoints.py``).
 
-A bucket has no rename and no append: an object becomes visible when its upload ends, so there a plain write is whole by
-itself, and appending rewrites the object.
+A bucket has no folders, no rename and no append: a folder is there when a file is in it, a file is written on the local
+disk first and becomes visible when its upload ends, and appending rewrites it.
 """
 
 import contextlib
@@ -16,17 +16,16 @@ import json
 import os
 import secrets
 import shutil
-import time
+import tempfile
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 from etils import epath
 
+from scaling4d import bucket
 from scaling4d.errors import StorageError, UserError
 
 _ASIDE = ".aside-"
-_READ_BACK_S = 0.5
-"""How long a bucket write settles before it is read back; of two writers within that time both see the later text."""
 
 
 class RunFolder:
@@ -36,10 +35,12 @@ class RunFolder:
         if not os.fspath(path):
             raise UserError("the run folder has an empty name; set --model_dir")
         self.is_bucket = "://" in os.fspath(path)
-        self.path = epath.Path(path)
-        if not self.is_bucket:
+        if self.is_bucket:
+            self._client = bucket.open_client(os.fspath(path))
+            self.path = epath.Path(path)
+        else:
             # Absolute, because Orbax takes no other, and because a process may change its directory.
-            self.path = epath.Path(os.path.abspath(self.path.expanduser()))
+            self.path = epath.Path(os.path.abspath(epath.Path(path).expanduser()))
 
     def __str__(self) -> str:
         return os.fspath(self.path)
@@ -53,13 +54,14 @@ class RunFolder:
 
     def create(self) -> None:
         """Makes the folder and proves that it can be written; raises UserError otherwise."""
+        probe = f"{_ASIDE}{secrets.token_hex(8)}"
         try:
             with _user_errors("create", self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
+            self.write_text(probe, "writable\n")
         except FileNotFoundError as error:
-            raise UserError(f"cannot create {self}: no folder can be made there; use another --model_dir") from error
-        probe = f"{_ASIDE}{secrets.token_hex(8)}"
-        self.write_text(probe, "writable\n")
+            why = "there is no such bucket" if self.is_bucket else "no folder can be made there"
+            raise UserError(f"cannot create {self}: {why}; use another --model_dir") from error
         self.remove(probe)
 
     def exists(self, name: str = "") -> bool:
@@ -98,11 +100,13 @@ class RunFolder:
         """A binary file that takes the place of ``name`` when the block ends well and vanishes when it does not."""
         path = self.file(name)
         with _user_errors("write", path):
-            path.parent.mkdir(parents=True, exist_ok=True)
             if self.is_bucket:
-                with path.open("wb") as file:
+                with tempfile.NamedTemporaryFile() as file:
                     yield file
+                    file.flush()
+                    bucket.upload(self._client, os.fspath(path), file.name)
                 return
+            path.parent.mkdir(parents=True, exist_ok=True)
             aside = path.parent / f"{_ASIDE}{secrets.token_hex(8)}"
             try:
                 with open(aside, "wb") as file:
@@ -144,18 +148,13 @@ class RunFolder:
     def create_exclusive(self, name: str, text: str) -> bool:
         """Writes the file only if there is none; of several that try, one gets True.
 
-        On a disk this is atomic and the file is never seen half-written. A bucket has no such call in ``epath``: there
-        the text is written and, after a moment, read back; the text must therefore differ between those that try.
+        It is never seen half-written. The text must differ between those that try.
         """
         path = self.file(name)
         with _user_errors("write", path):
-            path.parent.mkdir(parents=True, exist_ok=True)
             if self.is_bucket:
-                if path.exists():
-                    return False
-                path.write_text(text)
-                time.sleep(_READ_BACK_S)
-                return path.read_text() == text
+                return bucket.create(self._client, os.fspath(path), text.encode())
+            path.parent.mkdir(parents=True, exist_ok=True)
             return _create_exclusive_locally(path, text)
 
     def remove(self, name: str) -> None:
@@ -221,7 +220,8 @@ _CAUSES = {
 @contextlib.contextmanager
 def _user_errors(action: str, path: epath.Path) -> Iterator[None]:
     try:
-        yield
+        with bucket.one_line(action, os.fspath(path)):
+            yield
     except OSError as error:
         if error.errno not in _CAUSES:
             raise

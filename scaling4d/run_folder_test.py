@@ -10,7 +10,7 @@ import pytest
 
 from scaling4d.errors import UserError
 from scaling4d.run_folder import RunFolder
-from tests.memory_bucket import memory_bucket
+from tests import gcs_server
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -18,7 +18,7 @@ def folder(request, tmp_path):
     if request.param == "disk":
         yield RunFolder(tmp_path / "run")
     else:
-        with memory_bucket():
+        with gcs_server.serve():
             yield RunFolder("gs://bucket/runs/a")
 
 
@@ -78,7 +78,6 @@ def test_nothing_stays_beside_the_files(tmp_path):
 
 
 def test_one_of_many_creates(folder, monkeypatch):
-    monkeypatch.setattr("scaling4d.run_folder._READ_BACK_S", 0.2)
     folder.create()
     barrier, winners = threading.Barrier(8), []
 
@@ -133,7 +132,7 @@ def test_a_disk_without_hard_links(tmp_path, monkeypatch):
 def test_free_bytes(tmp_path):
     free = RunFolder(tmp_path / "not" / "there" / "yet").free_bytes()
     assert abs(free - shutil.disk_usage(tmp_path).free) < 1 << 30
-    with memory_bucket():
+    with gcs_server.serve():
         assert RunFolder("gs://bucket/a").free_bytes() is None
 
 

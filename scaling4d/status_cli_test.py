@@ -15,7 +15,7 @@ from scaling4d.lease import Lease, this_process
 from scaling4d.observe.goodput import GoodputBook
 from scaling4d.observe.json_lines import JsonLinesWriter
 from scaling4d.run_folder import RunFolder
-from tests.memory_bucket import memory_bucket
+from tests import gcs_server
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -23,7 +23,7 @@ def run(request, tmp_path):
     if request.param == "disk":
         yield RunFolder(tmp_path / "run")
     else:
-        with memory_bucket():
+        with gcs_server.serve():
             yield RunFolder("gs://bucket/run")
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scaling4d.observe import goodput
 from scaling4d.observe.goodput import CATEGORIES, DOWN, GoodputBook
 from scaling4d.run_folder import RunFolder
-from tests.memory_bucket import memory_bucket
+from tests import gcs_server
 
 
 class Time:
@@ -116,7 +116,7 @@ def test_a_start_that_waited_for_the_earlier_one_begins_at_its_last_sign(tmp_pat
 def test_rows_add_up_whatever_happens(seed):
     """Against a ledger kept second by second, over starts that end, are killed, tear their last line, or go back."""
     chance = random.Random(seed)
-    with memory_bucket():
+    with gcs_server.serve():
         clock, run = Time(), RunFolder("gs://bucket/run")
         expected = dict.fromkeys((*CATEGORIES, DOWN), 0.0)
         first, sign, furthest, saved = clock.now, None, 0, 0

@@ -9,7 +9,7 @@ import pytest
 from scaling4d.observe import json_lines
 from scaling4d.observe.json_lines import JsonLinesWriter
 from scaling4d.run_folder import RunFolder
-from tests.memory_bucket import memory_bucket
+from tests import gcs_server
 
 NAME = "train/metrics.jsonl"
 
@@ -77,7 +77,7 @@ def test_nothing_to_cut(folder):
 
 
 def test_a_bucket_object_is_uploaded_now_and_then(monkeypatch):
-    with memory_bucket():
+    with gcs_server.serve():
         folder = RunFolder("gs://bucket/run")
         writer = JsonLinesWriter(folder)
         for step in range(5):

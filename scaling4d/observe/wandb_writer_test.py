@@ -12,7 +12,7 @@ import pytest
 from scaling4d.errors import UserError
 from scaling4d.observe.wandb_writer import WandbWriter
 from scaling4d.run_folder import RunFolder
-from tests.memory_bucket import memory_bucket
+from tests import gcs_server
 
 
 class FakeRun:
@@ -123,7 +123,7 @@ def test_a_mode_that_was_asked_for_is_left_alone(wandb, folder, monkeypatch):
 
 
 def test_a_bucket_keeps_the_id_and_a_disk_the_files(wandb):
-    with memory_bucket():
+    with gcs_server.serve():
         folder = RunFolder("gs://bucket/my-run")
         WandbWriter(folder)
         assert folder.exists("wandb.json")
