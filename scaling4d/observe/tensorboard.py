@@ -2,11 +2,17 @@
 
 Responsible for: event files, and cutting them back at a resume. Not responsible for: which metrics there are.
 
+TensorFlow, which writes them, has a client of its own for buckets, and one that reads and writes a whole file again for
+each line. So there events are written on the local disk and uploaded whenever they are flushed.
+
 At a resume the event files themselves are cut: TensorBoard's own remedy (a restart event that hides later steps) would
 leave the stale numbers in the files for every other reader. Records are copied byte for byte.
 """
 
+import os
+import shutil
 import struct
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
@@ -25,6 +31,8 @@ class TensorBoardWriter(MetricWriter):
     def __init__(self, folder: RunFolder, subfolder: str = "train"):
         self._folder, self._subfolder = folder, subfolder
         self._clu: Any = None
+        self._local: tempfile.TemporaryDirectory[str] | None = None
+        """Where the events of a run in a bucket are written."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         self._open().write_scalars(step, {name: np.float32(value) for name, value in metrics.items()})
@@ -40,11 +48,21 @@ class TensorBoardWriter(MetricWriter):
     def flush(self) -> None:
         if self._clu is not None:
             self._clu.flush()
+            self._upload()
 
     def close(self) -> None:
         if self._clu is not None:
             self._clu.close()
             self._clu = None
+            self._upload()
+        if self._local is not None:
+            self._local.cleanup()
+            self._local = None
+
+    def _upload(self) -> None:
+        for entry in os.scandir(self._local.name) if self._local else ():
+            with open(entry.path, "rb") as source, self._folder.replacing(f"{self._subfolder}/{entry.name}") as target:
+                shutil.copyfileobj(source, target)
 
     def _open(self) -> Any:
         if self._clu is None:
@@ -53,7 +71,10 @@ class TensorBoardWriter(MetricWriter):
             # isort: split
             from clu import metric_writers
 
-            self._clu = metric_writers.SummaryWriter(str(self._folder.file(self._subfolder)))
+            if self._folder.is_bucket:
+                self._local = tempfile.TemporaryDirectory(prefix="scaling4d-events-")
+            folder = self._local.name if self._local else str(self._folder.file(self._subfolder))
+            self._clu = metric_writers.SummaryWriter(folder)
         return self._clu
 
 
