@@ -3,8 +3,11 @@
 Responsible for: beginning and ending the recording between steps, and where it lies:
 ``MODEL_DIR/profile/plugins/profile/<time>``, which TensorBoard's profile plugin, xprof and Perfetto open. Not
 responsible for: looking at it.
+
+The profiler writes on disks alone; of a run in a bucket the recording is uploaded at its end.
 """
 
+import tempfile
 from typing import Any
 
 import jax
@@ -21,9 +24,10 @@ class Profile:
     """
 
     def __init__(self, run: RunFolder, steps: tuple[int, ...]):
-        self._folder = str(run.file("profile"))
+        self._run = run
         self._first, self._last = steps or (0, 0)
         self._is_on = False
+        self._local: tempfile.TemporaryDirectory[str] | None = None
 
     def begins_or_ends(self, step: int) -> bool:
         """Whether something changes before ``step`` is handed to the device."""
@@ -32,15 +36,24 @@ class Profile:
     def turn(self, step: int) -> None:
         """Begins or ends the recording; call it where ``begins_or_ends``, with no step in flight."""
         if self._is_on:
-            jax.profiler.stop_trace()
-        else:
-            jax.profiler.start_trace(self._folder)
-        self._is_on = not self._is_on
+            self._end()
+            return
+        if self._run.is_bucket:
+            self._local = tempfile.TemporaryDirectory(prefix="scaling4d-profile-")
+        jax.profiler.start_trace(self._local.name if self._local else str(self._run.file("profile")))
+        self._is_on = True
+
+    def _end(self) -> None:
+        self._is_on = False
+        jax.profiler.stop_trace()
+        if self._local is not None:
+            self._run.take_in(self._local.name, "profile")
+            self._local.cleanup()
+            self._local = None
 
     def __enter__(self) -> "Profile":
         return self
 
     def __exit__(self, *exception: Any) -> None:
         if self._is_on:
-            self._is_on = False
-            jax.profiler.stop_trace()
+            self._end()

@@ -9,8 +9,6 @@ At a resume the event files themselves are cut: TensorBoard's own remedy (a rest
 leave the stale numbers in the files for every other reader. Records are copied byte for byte.
 """
 
-import os
-import shutil
 import struct
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -60,9 +58,8 @@ class TensorBoardWriter(MetricWriter):
             self._local = None
 
     def _upload(self) -> None:
-        for entry in os.scandir(self._local.name) if self._local else ():
-            with open(entry.path, "rb") as source, self._folder.replacing(f"{self._subfolder}/{entry.name}") as target:
-                shutil.copyfileobj(source, target)
+        if self._local is not None:
+            self._folder.take_in(self._local.name, self._subfolder)
 
     def _open(self) -> Any:
         if self._clu is None:

@@ -7,6 +7,7 @@ from tensorboard.util import tensor_util
 
 from scaling4d.observe.tensorboard import TensorBoardWriter, cut_events
 from scaling4d.run_folder import RunFolder
+from tests import gcs_server
 
 
 def scalars(folder: RunFolder, tag: str) -> list[tuple[int, float]]:
@@ -73,3 +74,21 @@ def test_a_half_written_record_is_cut_off(folder, tail):
 def test_nothing_is_written_before_the_first_metric(folder):
     TensorBoardWriter(folder).close()
     assert folder.glob("train/*") == []
+
+
+def test_events_of_a_run_in_a_bucket_are_uploaded_at_each_flush():
+    with gcs_server.serve() as server:
+        folder = RunFolder(f"{server.url}/run")
+        writer = TensorBoardWriter(folder)
+        writer.write(1, {"train/loss": 1.0})
+        assert not server.names("run/train/")
+        writer.flush()
+        [name] = server.names("run/train/")
+        first = server.read(name)
+        assert first
+        writer.write(2, {"train/loss": 2.0})
+        writer.close()
+        assert server.names("run/train/") == [name] and server.read(name).startswith(first)
+        assert len(server.read(name)) > len(first)
+        TensorBoardWriter(folder).truncate(1)
+        assert server.read(name) == first
