@@ -7,6 +7,7 @@ Held-out clips come in file order, cropped at the center, and their masks belong
 evaluation of a run, and of other runs with the same settings, sees the same pixels.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,9 @@ class Evaluator:
         self._preview_examples = min(preview_examples, batch_size, self._examples)
         self._eval_step = trainer.jit_eval_step()
         self._previews = trainer.jit_previews()
+        self._compiled = False
+        self.slice_s = 0.0
+        """The longest batch of the newest evaluation, compiling left out: so long a request to stop may wait."""
 
     def evaluate(self, state: Any, step: int, run: RunFolder, stop: Callable[[], bool]) -> dict[str, float]:
         """Weighted means of the objective's metrics as ``eval/…``, pictures in the run folder (written by the main
@@ -60,10 +64,12 @@ class Evaluator:
         parts: list[dict[str, jax.Array]] = []
         if not self._examples:
             return {}, {}
+        self.slice_s = 0.0
         with self._data.held_out_stream(batch_size=self._batch_size, slots=self._slots) as stream:
             for start in range(0, self._examples, self._batch_size):
                 if stop():
                     return {}, {}
+                asked = time.monotonic()
                 host = next(stream)
                 del host["bad"], host["source"]
                 # The last batch may reach past the last example: those rows do not count.
@@ -75,6 +81,9 @@ class Evaluator:
                 if len(parts) > 1:
                     jax.block_until_ready(parts[-2])  # at most one batch waits for the device
                 on_examples(min(start + self._batch_size, self._examples))
+                if self._compiled or start:
+                    self.slice_s = max(self.slice_s, time.monotonic() - asked)
+        self._compiled = True
         return combine(jax.device_get(parts)), pictures
 
     def _drawn(self, params: Any, batch: dict[str, jax.Array]) -> dict[str, np.ndarray]:

@@ -32,6 +32,8 @@ from scaling4d.trainer import Trainer
 from scaling4d.watchdog import Watchdog
 
 STEPS_IN_FLIGHT = 2
+LONG_SLICE_S = 5.0
+"""Preempted machines have 15 to 30 seconds left; so much of it an evaluation may take before it hears of that."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -157,6 +159,11 @@ class Loop:
         if metrics:
             self.writers.write(self.step, metrics)
             self.progress.show(metrics)
+        if self.evaluator.slice_s > LONG_SLICE_S:
+            self.progress.remark(
+                f"a batch of the evaluation takes {self.evaluator.slice_s:.1f} s, and a request to stop waits for it: "
+                "raise --gin.MICROBATCHES to make them smaller"
+            )
 
     def _rewind(self) -> None:
         """Takes parameters, optimizer state and moving average from before the first refused step that asked for it.

@@ -24,6 +24,13 @@ SMALL_RUN = (
 """The tiny model on clips of 8 x 32 x 32: a step takes milliseconds."""
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests of several processes meet in another order each time: those marked ``thrice`` run three times in a row."""
+    if metafunc.definition.get_closest_marker("thrice"):
+        metafunc.fixturenames.append("turn")
+        metafunc.parametrize("turn", (1, 2, 3))
+
+
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A small data set of the procedural world: 6 videos, one held out."""

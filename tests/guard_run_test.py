@@ -57,6 +57,7 @@ def test_skipping(tmp_path, flags, scaling4d):
     assert [step for step, loss in losses(model_dir).items() if np.isnan(loss)] == [POISONED_STEP]
 
 
+@pytest.mark.thrice
 @pytest.mark.parametrize("processes", [1, 2])
 def test_rewinding(tmp_path, flags, scaling4d, processes):
     model_dir, output = run(processes, tmp_path, flags, scaling4d, "--gin.Guard.on_nonfinite=rewind")

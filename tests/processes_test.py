@@ -96,6 +96,7 @@ def two(tmp_path_factory, flags, scaling4d) -> pathlib.Path:
 
 
 @pytest.mark.slow
+@pytest.mark.thrice
 def test_stopped_and_taken_over_by_one_process_it_goes_the_same_way(alone, flags, scaling4d, tmp_path):
     arguments = [*flags, f"--model_dir={tmp_path / 'run'}"]
     with Processes(2, 2, arguments, scaling4d.environment, tmp_path / "logs") as started:
@@ -107,6 +108,7 @@ def test_stopped_and_taken_over_by_one_process_it_goes_the_same_way(alone, flags
 
 
 @pytest.mark.slow
+@pytest.mark.thrice
 def test_two_processes_equal_one_and_repeat_bit_for_bit(alone, two, flags, scaling4d, tmp_path):
     assert_same_course(two, alone)
     run(2, 2, tmp_path / "run", flags, scaling4d)
@@ -116,6 +118,7 @@ def test_two_processes_equal_one_and_repeat_bit_for_bit(alone, two, flags, scali
 
 
 @pytest.mark.slow
+@pytest.mark.thrice
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("count, devices, mesh", [(1, 1, (1, 1, 1)), (2, 2, (1, 2, 2)), (4, 1, (2, 1, 2))])
 def test_a_checkpoint_goes_on_in_other_processes_and_on_another_mesh(
@@ -132,6 +135,7 @@ def test_a_checkpoint_goes_on_in_other_processes_and_on_another_mesh(
 
 
 @pytest.mark.slow
+@pytest.mark.thrice
 @pytest.mark.parametrize("whom", ["main", "all"])
 def test_the_main_process_or_all_are_asked_to_stop(flags, scaling4d, tmp_path, whom):
     arguments = [*flags, f"--model_dir={tmp_path / 'run'}", "--gin.TRAIN_STEPS=100000"]
@@ -148,6 +152,7 @@ def test_the_main_process_or_all_are_asked_to_stop(flags, scaling4d, tmp_path, w
 
 
 @pytest.mark.slow
+@pytest.mark.thrice
 @pytest.mark.parametrize("phase", ["compiling", "evaluating", "saving"])
 def test_asked_to_stop_in_every_phase(flags, scaling4d, tmp_path, phase):
     model_dir = tmp_path / "run"
@@ -170,6 +175,7 @@ def test_asked_to_stop_in_every_phase(flags, scaling4d, tmp_path, phase):
 
 
 @pytest.mark.slow
+@pytest.mark.thrice
 @pytest.mark.parametrize("whom", [0, 1])
 def test_a_killed_process_ends_the_others_within_the_heartbeat(flags, scaling4d, tmp_path, whom):
     model_dir = tmp_path / "run"
@@ -186,6 +192,7 @@ def test_a_killed_process_ends_the_others_within_the_heartbeat(flags, scaling4d,
 
 
 @pytest.mark.slow
+@pytest.mark.thrice
 def test_a_save_that_one_process_cannot_finish_ends_all_and_the_next_start_goes_on(flags, scaling4d, tmp_path):
     model_dir = tmp_path / "run"
     arguments = [*flags, f"--model_dir={model_dir}", "--gin.TRAIN_STEPS=100000"]

@@ -65,6 +65,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(undisturbed, flags,
     assert trained_on(tmp_path) == trained_on(undisturbed)
 
 
+@pytest.mark.thrice
 @pytest.mark.parametrize("processes", [2, 4])
 def test_other_processes_see_the_same_batches_ids_and_masks(undisturbed, flags, scaling4d, tmp_path, processes):
     arguments = [*flags, f"--model_dir={tmp_path / 'run'}"]

@@ -3,12 +3,13 @@
 import json
 import os
 import pathlib
+import re
 
 import av
 import numpy as np
 import pytest
 
-from scaling4d import dry_run, main, run_folder
+from scaling4d import dry_run, loop, main, run_folder
 from tests.conftest import SMALL_RUN
 
 
@@ -58,6 +59,13 @@ def test_pictures_are_written(finished):
         assert (finished / "previews" / f"step-{step:08d}.png").stat().st_size > 1000
         with av.open(str(finished / "previews" / f"step-{step:08d}.mp4")) as film:
             assert len(list(film.decode(video=0))) == 8
+
+
+def test_an_evaluation_whose_batches_take_long_says_so(tmp_path, clips, capsys, monkeypatch):
+    monkeypatch.setattr(loop, "LONG_SLICE_S", 0.0)
+    assert train(tmp_path / "run", clips) == 0
+    [took] = re.findall(r"a batch of the evaluation takes (\S+) s, and a request to stop", capsys.readouterr().err)
+    assert float(took) < 60
 
 
 def test_same_command_again_has_nothing_to_do(finished, clips, capsys):
