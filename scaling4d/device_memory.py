@@ -20,11 +20,12 @@ import numpy as np
 
 from scaling4d.cluster import Cluster
 from scaling4d.errors import UserError
+from scaling4d.loop import STEPS_IN_FLIGHT
 from scaling4d.trainer import Trainer
 
 GIB = 2**30
-BATCHES_HELD = 3
-"""Those of the step that runs, of the one handed to the device behind it, and the one being read."""
+BATCHES_HELD = STEPS_IN_FLIGHT + 1
+"""Those of the steps handed to the device, and the one being read."""
 _LESS = 0.9
 """Where a step failed although it should have fitted, what is proposed needs at most this share of it."""
 
@@ -59,6 +60,8 @@ class DeviceMemory:
         model = getattr(trainer.objective, "model", None)
         self._settings = Settings(batch_size, trainer.microbatches, getattr(model, "remat", None))
         self._state_bytes = bytes_on_a_device(trainer.abstract_state)
+        on_cpu = trainer.mesh.devices.flat[0].platform == "cpu"
+        self._running = STEPS_IN_FLIGHT if on_cpu else 1  # a CPU takes what a step needs when the step is handed over
         self._available: int | None = None
         self._needed: float | None = None
         self._batch: Any = None
@@ -108,8 +111,19 @@ class DeviceMemory:
 
     def _total(self, step: Any, settings: Settings) -> float:
         """Bytes on a device while a compiled step runs."""
-        batch = bytes_on_a_device(self._abstract_batch(settings))
-        return self._state_bytes + BATCHES_HELD * batch + beside_arguments(step)
+        return self._held(settings) + self._running * beside_arguments(step)
+
+    def _held(self, settings: Settings) -> int:
+        """Bytes on a device whatever a step does: the state and some batches."""
+        return self._state_bytes + BATCHES_HELD * bytes_on_a_device(self._abstract_batch(settings))
+
+    def _guessed(self, settings: Settings) -> float:
+        """``_total`` without compiling, where the step was compiled as it is: what grows with the clips at a time, and
+        gradients, which do not."""
+        assert self._needed is not None
+        now, fixed = self._settings, bytes_on_a_device(self._trainer.abstract_state.params)
+        share = settings.batch_size / settings.microbatches / (now.batch_size / now.microbatches)
+        return self._held(settings) + fixed + share * max(0.0, self._needed - self._held(now) - fixed)
 
     def _abstract_batch(self, settings: Settings) -> Any:
         sharding = self._trainer.partitioner.batch_sharding(self._trainer.mesh)
@@ -135,7 +149,7 @@ class DeviceMemory:
 
     def _step_line(self, refused: str, limit: float) -> str:
         now = self._settings
-        needed = "more than there is" if self._needed is None else f"{gib(self._needed)} a device"
+        needed = "more than it has" if self._needed is None else f"{gib(self._needed)} a device"
         available = "" if self._available is None else f", {gib(self._available)} are available"
         line = f"out of device memory: a step of {now.batch_size} clips in {now.microbatches} microbatch(es)"
         line += f"{f' with REMAT={now.remat}' if now.remat else ''} needs {needed}{available}"
@@ -145,7 +159,7 @@ class DeviceMemory:
         if self._cluster.count > 1 and refused and self._needed is not None:
             # Compiling may wait for the other processes, which go on with their steps.
             return f"{line}; try in this order: " + ", ".join(one[0].flags(now) for one in groups if one)
-        found = first_that_fits(groups, self._need, limit)
+        found = first_that_fits(groups, self._need, limit, self._guessed if self._needed else None)
         if found is None:
             return f"{line}; no MICROBATCHES, REMAT or BATCH_SIZE would fit: {_MORE_DEVICES}"
         settings, needs = found
@@ -189,26 +203,29 @@ def smaller(now: Settings, *, ways: int) -> list[list[Settings]]:
 
 
 def first_that_fits(
-    groups: Sequence[Sequence[Settings]], need: Callable[[Settings], float], limit: float
+    groups: Sequence[Sequence[Settings]],
+    need: Callable[[Settings], float],
+    limit: float,
+    guess: Callable[[Settings], float] | None = None,
 ) -> tuple[Settings, float] | None:
     """The first settings, and their need, that stay within ``limit`` bytes and can be compiled; None where none do.
 
-    Asks few of them, because asking means compiling: the least of each group, then its middles.
+    Asking for a need means compiling, which may take minutes: of each group, the first that should fit by the guess
+    is asked for, then its neighbours.
     """
     for group in groups:
-        if not group:
-            continue
-        low, high, needs = 0, len(group) - 1, need(group[-1])
-        if needs > limit or math.isinf(needs):
-            continue
+        low, high, found = 0, len(group), None
+        ask = high // 2
+        if guess:
+            ask = next((number for number, one in enumerate(group) if guess(one) <= limit), high - 1)
         while low < high:
-            middle = (low + high) // 2
-            other = need(group[middle])
-            if other <= limit and not math.isinf(other):
-                high, needs = middle, other
+            needs = need(group[ask])
+            if needs <= limit and not math.isinf(needs):
+                found, high, ask = (group[ask], needs), ask, ask - 1
             else:
-                low = middle + 1
-        return group[high], needs
+                low = ask = ask + 1
+        if found:
+            return found
     return None
 
 
