@@ -142,8 +142,8 @@ class Chaos:
         filler.unlink()
 
     def _ended(self, run: Processes) -> list[int]:
-        """Exit codes, as a launcher sees them: once a process ended, the others have the heartbeat, then are killed."""
-        deadline = time.monotonic() + 4 * HEARTBEAT_S
+        """Exit codes, as a launcher sees them: once one ended, the others have two heartbeats, then are killed."""
+        deadline = time.monotonic() + 2 * HEARTBEAT_S
         while any(one.poll() is None for one in run.all) and time.monotonic() < deadline:
             time.sleep(0.05)
         run.kill()
