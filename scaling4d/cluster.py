@@ -14,6 +14,7 @@ import glob
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import time
@@ -251,7 +252,7 @@ def start(config: ClusterConfig) -> Iterator[Cluster]:
         _check_devices(config, cluster)
         yield cluster
     except SharedError:
-        jax.distributed.shutdown()
+        _leave_together()
         raise
     except KeyboardInterrupt:
         _exit_now(exits.INTERRUPTED)
@@ -269,12 +270,21 @@ def start(config: ClusterConfig) -> Iterator[Cluster]:
                 traceback.print_exc()
         _exit_now(exits.LOST if lost_another(error) else exits.ERROR)
     else:
-        jax.distributed.shutdown()
+        _leave_together()
 
 
 def lost_another(error: BaseException) -> bool:
     """Whether an error of this process says that another one is gone, so that a restart may help."""
     return isinstance(error, RuntimeError | ValueError | TimeoutError) and bool(_LOST.search(str(error)))
+
+
+def _leave_together() -> None:
+    """Waits for the others. A launcher may end those that are left as soon as the first one has ended: that would
+    replace their exit code, 42 for instance, by 143."""
+    import jax
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    jax.distributed.shutdown()
 
 
 def _exit_now(code: int) -> NoReturn:
@@ -293,9 +303,10 @@ def _check_devices(config: ClusterConfig, cluster: Cluster) -> None:
     for index, (host, _, expected) in enumerate(found):
         if expected not in (None, jax.device_count()):
             each = ", ".join(f"{i} on {host} {devices}" for i, (host, devices, _) in enumerate(found))
+            where = "" if len({one[2] for one in found}) == 1 else f" in process {index} ({host})"
             raise SharedError(
-                f"{jax.device_count()} devices in {cluster.count} process(es), --expected_devices={expected}"
-                f"{'' if cluster.count == 1 else f' in process {index} ({host})'}; process and devices: {each}"
+                f"{jax.device_count()} devices in {cluster.count} process(es), --expected_devices={expected}{where}; "
+                f"process and devices: {each}"
             )
 
 
