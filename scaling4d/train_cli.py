@@ -25,7 +25,7 @@ Several processes: under SLURM (srun), Open MPI 4, GKE and on Cloud TPU they fin
   --coordinator_address=HOST:PORT --num_processes=N --process_id=I    (the host of process 0, a free port there)
   --expected_devices=N      devices of all processes together; the start ends where there are others
   --heartbeat_s=100         seconds after which a silent process counts as dead; the others then end with 127 or more
-  --start_s=1800            seconds that a process waits for the others at the start
+  --start_s=1800            seconds that a process waits for the others at the start; it then ends with 142
 
 Shipped recipes: {recipes}
 
