@@ -84,7 +84,8 @@ class Loop:
                     self._drain(leave=0)  # so that the profile holds its steps whole
                     self.profile.turn(self.step + 1)
                 self.agreed.tell(self._requests(), self.stream.counts())
-                self.state, metrics = train_step(self.state, batch)
+                with jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1):
+                    self.state, metrics = train_step(self.state, batch)
                 self.step, self.position = self.step + 1, self.position + self.batch_size
                 self._pending.append((self.step, metrics))
                 last = self.step == total
