@@ -49,7 +49,8 @@ class Bench:
         """A row a size: how much longer the steps that begin while a save goes on take than the others."""
         steps = SAVE_PERIOD * (repeats + 1)
         flags = ["--gin_file=pretrain/tiny.gin", f"--gin_file=sizes/{size}.gin", f"--gin.BATCH_SIZE={batch}"]
-        flags += ["--gin.WARMUP_STEPS=0", f"--gin.TRAIN_STEPS={steps}", f"--gin.SaveCheckpointConfig.period={SAVE_PERIOD}"]
+        flags += ["--gin.WARMUP_STEPS=0", f"--gin.TRAIN_STEPS={steps}"]
+        flags += [f"--gin.SaveCheckpointConfig.period={SAVE_PERIOD}"]
         started, model_dir = self.start(1, *flags)
         with started:
             assert started.wait(1800) == [0], started.output()
