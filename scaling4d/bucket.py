@@ -11,6 +11,7 @@ pointed at any server but Google's, so that nothing of a run could be tested.
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 SCHEME = "gs://"
 _RIGHTS = "this account needs the roles Storage Object User and Storage Bucket Viewer on the bucket"
+_STATUS = re.compile("Bad Request|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|INTERNAL|UNKNOWN|PERMISSION_DENIED")
 _LOGIN = "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
 
 
@@ -74,9 +76,9 @@ def one_line(action: str, url: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except Exception as error:
-        if not url.startswith(SCHEME) or not _is_clients(error):
+        if not url.startswith(SCHEME) or not is_clients(error):
             raise
-        text = " ".join(str(error).split())[:200] or type(error).__name__
+        text = " ".join(str(error).partition(" [tensorstore_spec=")[0].split())[:300] or type(error).__name__
         code = getattr(error, "code", None)
         if code == 401 or type(error).__module__.startswith("google.auth"):
             raise UserError(f"cannot {action} {url}: {text}; {_LOGIN}") from error
@@ -85,8 +87,9 @@ def one_line(action: str, url: str) -> Iterator[None]:
         raise StorageError(f"cannot {action} {url}: {text}; start the same command again") from error
 
 
-def _is_clients(error: Exception) -> bool:
-    """gcsfs raises errors of four libraries; most of them are none of OSError."""
+def is_clients(error: Exception) -> bool:
+    """Whether a client of the bucket raised it: gcsfs has errors of four libraries, few of them an OSError; TensorStore
+    has ValueErrors that begin with a status."""
     modules = ("gcsfs", "aiohttp", "requests", "urllib3", "google.auth", "google.api_core", "fsspec")
-    is_bad_request = isinstance(error, ValueError) and str(error).startswith("Bad Request")
-    return isinstance(error, OSError) or is_bad_request or type(error).__module__.startswith(modules)
+    is_status = isinstance(error, ValueError) and _STATUS.match(str(error)) is not None
+    return isinstance(error, OSError) or is_status or type(error).__module__.startswith(modules)

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from scaling4d import checkpoint_marks
+from scaling4d import bucket, checkpoint_marks
 from scaling4d.errors import StorageError, UserError
 from scaling4d.pretrained.checkpoint import find
 from scaling4d.pretrained.download import is_remote
@@ -161,15 +161,13 @@ class Checkpoints:
             handlers.add("state", arguments, self._state_handler)
         for arguments in (ocp.args.JsonSave, ocp.args.JsonRestore):
             handlers.add("data", arguments, data_handler)
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            handler_registry=handlers,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.preservation_policy.AnyPreservationPolicy(keep),
-                cleanup_tmp_directories=True,
-                enable_async_checkpointing=True,
-            ),
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.preservation_policy.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
         )
+        with bucket.one_line("look at", str(self.directory)):
+            self._manager = ocp.CheckpointManager(self.directory, handler_registry=handlers, options=options)
 
     def latest_step(self) -> int | None:
         """The newest checkpoint that is not marked bad."""
@@ -230,7 +228,8 @@ class Checkpoints:
 
     def restore(self, step: int, abstract_state: Any) -> Restored:
         """The state of one step, each array on the sharding that ``abstract_state`` asks for."""
-        return _restore(self._manager, self.directory, step, abstract_state)
+        with bucket.one_line("read", str(self.directory)):
+            return _restore(self._manager, self.directory, step, abstract_state)
 
     def check(self) -> None:
         """Raises StorageError where this process's part of a save has failed; waits for nothing."""
@@ -252,7 +251,9 @@ class Checkpoints:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         # Orbax waits for the other processes, which wait for this one to end where it alone has failed.
         alone = error is not None and not isinstance(error, UserError) and jax.process_count() > 1
-        if not alone and not isinstance(error, StorageError):
+        if isinstance(error, StorageError):
+            error.at_once = self._manager.is_saving_in_progress()
+        elif not alone:
             self.close()
 
     def close(self) -> None:
@@ -268,9 +269,10 @@ class Checkpoints:
             # TensorStore wraps the system's error in one of its own.
             if any(words in text for words in ("No space left", "RESOURCE_EXHAUSTED", "quota exceeded")):
                 raise StorageError(self._no_space("the disk is full")) from error
-            if not isinstance(error, kind):
+            if not isinstance(error, kind) and not (self._run.is_bucket and bucket.is_clients(error)):
                 raise
-            raise StorageError(f"cannot save in {self.directory}: {text.splitlines()[0]}; {self._whole()}") from error
+            why = text.splitlines()[0].partition(" [tensorstore_spec=")[0]
+            raise StorageError(f"cannot save in {self.directory}: {why}; {self._whole()}") from error
 
     def _lacking(self, needed: int) -> str:
         """Why a save would not fit; it is then not begun: half-way, TensorStore's threads fail noisily."""

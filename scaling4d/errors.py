@@ -20,9 +20,13 @@ class UserError(Exception):
 
 
 class StorageError(UserError):
-    """A disk or bucket that took no more; it may be over when the same command is started again."""
+    """A disk or bucket that took no more; it may be over when the same command is started again.
+
+    ``at_once``: a save is still trying, which must not go on when another start has begun.
+    """
 
     code = exits.STORAGE
+    at_once = False
 
 
 def tell(error: UserError) -> None:

@@ -18,7 +18,7 @@ import jax
 from scaling4d.agreement import COUNTS, Agreement
 from scaling4d.checkpoints import Checkpoints
 from scaling4d.data.stream import ClipStream
-from scaling4d.errors import UserError
+from scaling4d.errors import StorageError, UserError
 from scaling4d.evaluation import Evaluator
 from scaling4d.guard import GuardWatch
 from scaling4d.interrupts import StopRequest
@@ -96,7 +96,7 @@ class Loop:
                 self._drain(leave=0 if last else STEPS_IN_FLIGHT - 1)
                 if self.agreed.heard["lost"]:
                     why = self.lease.lost_because if self.lease else f"somebody else took over {self.run}"
-                    raise UserError(f"{why}; this trainer ends without writing more")
+                    raise StorageError(f"{why}; this trainer ends without writing more")
                 if self._rewind_before is not None:
                     self._rewind()
                 if last or self.agreed.stop or self.agreed.heard["save"] or self.saver.due(self.step):

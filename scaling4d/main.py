@@ -13,7 +13,7 @@ import platform
 import sys
 
 from scaling4d import __version__, exits
-from scaling4d.errors import UserError, tell
+from scaling4d.errors import StorageError, UserError, tell
 
 COMMANDS = {
     "train": ("scaling4d.train_cli", "pretrain a model; starting the same command again resumes it"),
@@ -84,6 +84,9 @@ def choose_platform() -> None:
 
 def _fail(error: UserError) -> int:
     tell(error)
+    if isinstance(error, StorageError) and error.at_once:
+        sys.stdout.flush()
+        os._exit(error.code)  # the interpreter's own end waits for threads
     return error.code
 
 
