@@ -84,6 +84,8 @@ def one_line(action: str, url: str) -> Iterator[None]:
             raise UserError(f"cannot {action} {url}: {text}; {_LOGIN}") from error
         if code == 403 or text.startswith("Forbidden"):
             raise UserError(f"cannot {action} {url}: {text}; {_RIGHTS}") from error
+        if text.startswith("Project was not passed"):  # google-cloud-storage wants one, though a bucket needs none
+            raise UserError(f"cannot {action} {url}: {text} Set GOOGLE_CLOUD_PROJECT") from error
         raise StorageError(f"cannot {action} {url}: {text}; start the same command again") from error
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from scaling4d import checkpoint_marks, model_json
+from scaling4d import bucket, checkpoint_marks, model_json
 from scaling4d.errors import UserError
 from scaling4d.models import released
 from scaling4d.run_folder import RunFolder
@@ -27,15 +27,15 @@ def find(source: str, step: int | None = None) -> tuple[RunFolder, int]:
       UserError: there is no such checkpoint (the message lists those there are), or it is marked bad.
     """
     path = RunFolder(source).path
-    if path.name.isdigit() and not (path / "checkpoints").exists():
+    if path.name.isdigit() and not RunFolder(path).exists("checkpoints"):
         if step is not None and step != int(path.name):
             raise UserError(f"'{source}' is the checkpoint of step {path.name}, not of step {step}; give one of them")
         step = int(path.name)
         path = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     directory = path / "checkpoints"
-    if not directory.exists():
+    if not RunFolder(path).exists("checkpoints"):
         raise UserError(f"no checkpoints at '{directory}': give a MODEL_DIR, or MODEL_DIR/checkpoints/STEP")
-    steps = sorted(ocp.utils.checkpoint_steps(directory))
+    steps = checkpoint_marks.saved(RunFolder(path))
     if not steps:
         raise UserError(f"no checkpoint in '{directory}' yet: the run has not saved one")
     bad = checkpoint_marks.bad(RunFolder(path))
@@ -110,7 +110,8 @@ class CheckpointArrays:
     def _one_line(self) -> Iterator[None]:
         """What Orbax and TensorStore raise of a damaged checkpoint becomes one line, cut where it gets long."""
         try:
-            yield
+            with bucket.one_line("read", self.source):
+                yield
         except (OSError, ValueError, KeyError) as error:
             what = " ".join(str(error).split())[:200]
             raise UserError(f"{self.source} is damaged, or no checkpoint of a training run: {what}") from error
