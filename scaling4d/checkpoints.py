@@ -151,6 +151,7 @@ class Checkpoints:
         self._run = run
         self._config, self._from_main = config, from_main
         self.skipped = 0
+        self._saving = False  # also of a save that raised: what it had begun goes on
         self._last_save = time.monotonic()
         keep = [checkpoint_managers.LatestN(config.keep), checkpoint_marks.Pinned(self._run)]
         if config.keep_period:
@@ -216,6 +217,7 @@ class Checkpoints:
             self.skipped += 1
             return False
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
+        self._saving = True
         with self._storage_errors():
             self._manager.save(step, args=items, force=True)
         self._last_save = time.monotonic()
@@ -244,6 +246,7 @@ class Checkpoints:
             time.sleep(0.01)
         with self._storage_errors(Exception):
             self._manager.wait_until_finished()
+        self._saving = False
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -252,7 +255,7 @@ class Checkpoints:
         # Orbax waits for the other processes, which wait for this one to end where it alone has failed.
         alone = error is not None and not isinstance(error, UserError) and jax.process_count() > 1
         if isinstance(error, StorageError):
-            error.at_once = self._manager.is_saving_in_progress()
+            error.at_once = self._saving
         elif not alone:
             self.close()
 

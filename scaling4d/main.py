@@ -84,9 +84,12 @@ def choose_platform() -> None:
 
 def _fail(error: UserError) -> int:
     tell(error)
-    if isinstance(error, StorageError) and error.at_once:
-        sys.stdout.flush()
-        os._exit(error.code)  # the interpreter's own end waits for threads
+    cause: BaseException | None = error
+    while cause is not None:  # what failed after it, on the way out, may have taken its place
+        if isinstance(cause, StorageError) and cause.at_once:
+            sys.stdout.flush()
+            os._exit(error.code)  # the interpreter's own end waits for threads
+        cause = cause.__context__
     return error.code
 
 
