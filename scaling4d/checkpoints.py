@@ -210,10 +210,9 @@ class Checkpoints:
             if not self._from_main(lambda: step in checkpoint_marks.bad(self._run)):
                 return False
             self._delete_bad(step)
-        lacking = self._from_main(lambda: self._lacking(state_bytes(state)))
-        if lacking and must:
-            raise StorageError(lacking)
-        if lacking:
+        if must:
+            self.require_room(state)
+        elif self._from_main(lambda: self._lacking(state_bytes(state))):
             self.skipped += 1
             return False
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
@@ -222,6 +221,11 @@ class Checkpoints:
             self._manager.save(step, args=items, force=True)
         self._last_save = time.monotonic()
         return True
+
+    def require_room(self, state: Any) -> None:
+        """Raises StorageError where a checkpoint of this (abstract) state would not fit."""
+        if lacking := self._from_main(lambda: self._lacking(state_bytes(state))):
+            raise StorageError(lacking)
 
     def _delete_bad(self, step: int) -> None:
         """A start that rewound behind a bad checkpoint is there again, with another one to save."""
@@ -292,8 +296,9 @@ class Checkpoints:
 
     def _whole(self) -> str:
         newest = self._newest_seen()
-        there = "no checkpoint was saved yet" if newest is None else f"checkpoint {newest} is whole"
-        return f"{there}; the same command goes on from there"
+        if newest is None:
+            return "nothing was saved yet"
+        return f"checkpoint {newest} is whole; the same command goes on from there"
 
 
 def steps(run: RunFolder) -> list[int]:

@@ -158,6 +158,7 @@ class Run:
             lambda: run_records.check_same_run(run, start.resolved_config, allow_changes=start.allow_config_changes)
         )
         saver = stack.enter_context(Checkpoints(run, self.checkpoint, cluster.from_main))
+        saver.require_room(trainer.abstract_state)
         latest = saver.latest_step()
         memory = DeviceMemory(trainer, self.batch_size, cluster, say)
         with cluster.together():

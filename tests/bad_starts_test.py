@@ -91,6 +91,14 @@ def test_a_full_disk(tmp_path, clips, capsys):
         assert list((folder / "run").iterdir()) == []
 
 
+def test_a_disk_too_small_for_a_checkpoint(tmp_path, clips, capsys):
+    with disk(tmp_path / "disk", "size=1m") as folder:
+        assert main.main(["train", *SMALL_RUN, f"--model_dir={folder / 'run'}", f"--gin.DATA_DIR={clips}"]) == 153
+        output = capsys.readouterr()
+        assert "of 21 MB are free; free some space" in output.err and "nothing was saved yet" in output.err
+        assert "compiled the step" not in output.out and not (folder / "run" / "config.gin").exists()
+
+
 @pytest.mark.parametrize("index, words", [(0, "process(es) 1 did not"), (1, "process 0 does not answer at")])
 def test_another_process_that_never_arrives(tmp_path, clips, capsys, index, words):
     where = [f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=2", f"--process_id={index}"]
