@@ -4,21 +4,18 @@ Responsible for: ``--dry_run`` (a page of facts and warnings) and ``--show_batch
 responsible for: training, or planning for machines that are not here.
 """
 
-import pathlib
-
 import jax
 import numpy as np
 
 from scaling4d import checkpoints, partitioning, run_records
 from scaling4d.data.mixture import Plan
+from scaling4d.device_memory import GIB, free_bytes
 from scaling4d.observe import previews
 from scaling4d.pretrained import download
 from scaling4d.run_folder import RunFolder
 from scaling4d.train import Run, say
 from scaling4d.trainer import Trainer
 from scaling4d.warm_start import WarmStart
-
-GIB = 2**30
 
 
 def report(run: Run) -> None:
@@ -108,26 +105,12 @@ def _memory(run: Run, trainer: Trainer, state_bytes: int) -> str:
     batch = run.batch_size // ways * settings.frames * settings.size**2 * 3
     gradients = on_one_device(trainer.abstract_state.params)
     need = on_one_device(trainer.abstract_state) + gradients + batch
-    free = _free_device_bytes()
+    free = free_bytes(jax.local_devices()[0])
     text = f"{need / GIB:.2f} GiB a device for state, gradients and clips, without activations"
     if free is None:
         return text
-    if jax.devices()[0].platform == "cpu":
-        need = need * trainer.mesh.size  # all CPU devices share one memory
     text += f"; {free / GIB:.1f} GiB free"
     return text if need <= free else text + "  WARNING: this does not fit"
-
-
-def _free_device_bytes() -> int | None:
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    meminfo = pathlib.Path("/proc/meminfo")
-    if jax.devices()[0].platform == "cpu" and meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 def show_batch(run: Run) -> None:
