@@ -150,7 +150,7 @@ def test_dry_run_and_show_batch_train_nothing(tmp_path, clips, capsys):
 
 
 def test_dry_run_warns_of_what_does_not_fit(tmp_path, clips, capsys, monkeypatch):
-    monkeypatch.setattr(dry_run, "free_bytes", lambda device: 10_000_000)
+    monkeypatch.setattr(dry_run, "free_bytes", lambda device: 1_000_000)
     monkeypatch.setattr(run_folder.RunFolder, "free_bytes", lambda self: 20_000_000)
     assert train(tmp_path / "run", clips, "--dry_run") == 0
     lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
