@@ -171,6 +171,8 @@ def parse_value(text: str) -> Any:
         return value
     except tokenize.TokenError as error:
         raise SyntaxError(str(error.args[0])) from error
+    except UnicodeDecodeError as error:  # Python 3.12 and later, of a letter behind a carriage return
+        raise SyntaxError("a character cannot be read here") from error
 
 
 def format_value(value: Any) -> str | None:
