@@ -6,17 +6,19 @@ Reads clip records, so it needs the extra ``train``.
 """
 
 import collections
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from scaling4d import config, configurables, run_records
 from scaling4d.config import syntax
+from scaling4d.device_memory import exhausted
 from scaling4d.errors import UserError
 from scaling4d.evaluation import Evaluator
-from scaling4d.loop import device_memory_errors
 from scaling4d.pretrained.read_checkpoint import ReadCheckpoint, placed
 from scaling4d.run_folder import RunFolder
 from scaling4d.train import Run
@@ -81,8 +83,8 @@ def evaluate(
     Raises:
       UserError: there are no held-out clips, or the checkpoint is of another model.
     """
-    # Gradients are accumulated over microbatches; here the batch alone must fit the mesh.
-    run = dataclasses.replace(run, microbatches=1)
+    # As in training, a batch here is a microbatch there.
+    run = dataclasses.replace(run, batch_size=run.batch_size // run.microbatches, microbatches=1)
     trainer = run.trainer()
     try:
         clips = run.data.num_clips("validation")
@@ -94,10 +96,24 @@ def evaluate(
     if examples < 1:
         raise UserError(f"train.eval_examples of the run is {run.eval_examples}: say how many with --examples=N")
     on_examples(0, examples)
-    with trainer.context(), device_memory_errors(run.batch_size, run.microbatches):
+    with trainer.context(), _out_of_memory(run.batch_size):
         params = placed(arrays, trainer.abstract_state.params, trainer.state_shardings.params)
         drawn = run.preview_examples or _PREVIEWS
         evaluator = Evaluator(trainer, run.data, run.batch_size, examples, drawn)
         metrics, pictures = evaluator.measure(params, on_examples=lambda done: on_examples(done, examples))
     about = {"clips": examples, "batch_size": run.batch_size, "data": getattr(run.data, "directory", "")}
     return HeldOut(metrics, pictures, about)
+
+
+@contextlib.contextmanager
+def _out_of_memory(batch_size: int) -> Iterator[None]:
+    """One line for a device that runs out of memory; other errors pass."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if refused := exhausted(error):
+            raise UserError(
+                f"out of device memory with {batch_size} clips at once ({refused}): lower --gin.BATCH_SIZE, or use "
+                "more devices (--gin.Partitioner.mesh_shape)"
+            ) from None
+        raise
