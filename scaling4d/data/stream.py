@@ -182,6 +182,8 @@ class ClipStream:
             options = tf.data.Options()
             options.threading.private_threadpool_size = threads + 2
             options.deterministic = True
+            # Nothing is left to tune, and the tuner's thread, which wakes ever more seldom, would hold up closing.
+            options.autotune.enabled = False
             self._iterator = dataset.with_options(options).as_numpy_iterator()
         self._retries_before = self._reader.retries
         self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))
