@@ -58,9 +58,9 @@ def test_all_of_its_state_is_restored(stored, run):
     assert restored.step == STEPS and restored.data["next_example"] == STEPS * 8
 
 
-def test_its_run_goes_on(stored, run, capsys):
-    assert main.main(["train", *flags(stored, run), f"--gin.TRAIN_STEPS={STEPS + 1}"]) == 0
-    assert f"from step {STEPS} in {run}" in capsys.readouterr().out
+def test_its_run_goes_on(stored, run, scaling4d):
+    output = scaling4d.run("train", *flags(stored, run), f"--gin.TRAIN_STEPS={STEPS + 1}")
+    assert f"from step {STEPS} in {run}" in output
     arrays, position = final_arrays(run, STEPS + 1)
     assert arrays.keys() == recorded(stored).keys()
     assert position["next_example"] == (STEPS + 1) * 8
@@ -72,10 +72,10 @@ def test_its_run_goes_on(stored, run, capsys):
     assert losses[3] < 2 * losses[2], losses
 
 
-def test_its_parameters_begin_another_run(stored, run, tmp_path):
+def test_its_parameters_begin_another_run(stored, run, tmp_path, scaling4d):
     take = [f"--gin.INITIAL_CHECKPOINT_PATH={run}", "--gin.RestoreCheckpointConfig.take=parameters"]
     still = ["--gin.LEARNING_RATE=0", "--gin.TRAIN_STEPS=1"]
-    assert main.main(["train", *flags(stored, tmp_path / "new"), *take, *still]) == 0
+    scaling4d.run("train", *flags(stored, tmp_path / "new"), *take, *still)
     arrays, _ = final_arrays(tmp_path / "new", 1)
     parameters = {name: text for name, text in recorded(stored).items() if name.startswith("['params']")}
     assert len(parameters) == 38
