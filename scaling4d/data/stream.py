@@ -182,7 +182,7 @@ class ClipStream:
             options = tf.data.Options()
             options.threading.private_threadpool_size = threads + 2
             options.deterministic = True
-            # Nothing is left to tune, and the tuner's thread, which wakes ever more seldom, would hold up closing.
+            # Nothing is left to tune, and closing now and then waited for the tuner, which sleeps longer and longer.
             options.autotune.enabled = False
             self._iterator = dataset.with_options(options).as_numpy_iterator()
         self._retries_before = self._reader.retries
