@@ -109,7 +109,7 @@ def _shown(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="s", help="of the model whose saves are measured (s)")
-    parser.add_argument("--batch", type=int, default=4, help="of that model; large enough for steps of 0.5 s (4)")
+    parser.add_argument("--batch", type=int, default=8, help="of that model; large enough for steps of 0.5 s (8)")
     parser.add_argument("--repeats", type=int, default=5, help="of every measurement (5)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
