@@ -20,7 +20,7 @@ def run(folder: pathlib.Path, clips: pathlib.Path, scaling4d, processes: int) ->
     flags += ["--gin.TRAIN_STEPS=4", f"--gin.PROFILE_STEPS=({FIRST}, {LAST})"]
     with Processes(processes, 2, flags, scaling4d.environment, folder / "logs") as started:
         assert started.wait(500) == [0] * processes, started.output()
-    return sorted((folder / "run" / "profile").glob("plugins/profile/*/*.xplane.pb"))
+    return sorted((folder / "run" / "profile").glob("**/plugins/profile/*/*.xplane.pb"))
 
 
 def events(recording: pathlib.Path) -> list:

@@ -40,14 +40,14 @@ class Profile:
             return
         if self._run.is_bucket:
             self._local = tempfile.TemporaryDirectory(prefix="scaling4d-profile-")
-        jax.profiler.start_trace(self._local.name if self._local else str(self._run.file("profile")))
+        jax.profiler.start_trace(self._local.name if self._local else str(self._run.file(_folder())))
         self._is_on = True
 
     def _end(self) -> None:
         self._is_on = False
         jax.profiler.stop_trace()
         if self._local is not None:
-            self._run.take_in(self._local.name, "profile")
+            self._run.take_in(self._local.name, _folder())
             self._local.cleanup()
             self._local = None
 
@@ -57,3 +57,8 @@ class Profile:
     def __exit__(self, *exception: Any) -> None:
         if self._is_on:
             self._end()
+
+
+def _folder() -> str:
+    """A recording is named after the second and the host: processes of one host would write the same file."""
+    return "profile" if jax.process_count() == 1 else f"profile/process-{jax.process_index()}"
