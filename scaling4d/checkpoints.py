@@ -211,9 +211,11 @@ class Checkpoints:
             if not self._from_main(lambda: step in checkpoint_marks.bad(self._run)):
                 return False
             self._delete_bad(step)
-        if must:
+        try:
             self.require_room(state)
-        elif self._from_main(lambda: self._lacking(state_bytes(state))):
+        except StorageError:
+            if must:
+                raise
             self.skipped += 1
             return False
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(data))
