@@ -6,6 +6,8 @@ the platform but not the number of devices, which is set in this process only.
 """
 
 import os
+import threading
+from collections.abc import Callable
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -25,3 +27,19 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What several tests of this process compile is compiled once."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled-here")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.fixture
+def begun_threads() -> Callable[[], list[str]]:
+    """Names of the threads that have been started since the test began and still run.
+
+    Not a count of all threads: those of an earlier test may end at any time. Nor those that C++ started and Python only
+    met (dummies), which libraries come and go with.
+    """
+    before = set(threading.enumerate())
+
+    def begun() -> list[str]:
+        now = set(threading.enumerate()) - before
+        return [thread.name for thread in now if not isinstance(thread, threading._DummyThread)]
+
+    return begun

@@ -143,10 +143,10 @@ print(peers.published)
     assert run_program(tmp_path, body).stdout == "[1, 2]\n"
 
 
-def test_off_and_negative_limits(tmp_path, monkeypatch):
-    before, alarms = threading.active_count(), []
+def test_off_and_negative_limits(tmp_path, monkeypatch, begun_threads):
+    alarms = []
     monkeypatch.setattr(signal, "alarm", alarms.append)
     with Watchdog(RunFolder(tmp_path), limit_s=0, exit=True):
-        assert threading.active_count() == before and not alarms
+        assert not begun_threads() and not alarms
     with pytest.raises(UserError, match="cannot wait -1 seconds"):
         Watchdog(RunFolder(tmp_path), limit_s=-1)

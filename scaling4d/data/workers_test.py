@@ -6,7 +6,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import threading
 import time
 import weakref
 
@@ -182,8 +181,8 @@ def shared_memory() -> set[str]:
 
 
 @pytest.mark.parametrize("how", ["close", "forget"])
-def test_nothing_stays_behind(clip_set, how):
-    before, files = threading.active_count(), shared_memory()
+def test_nothing_stays_behind(clip_set, how, begun_threads):
+    files = shared_memory()
     found = start(loader_of(clip_set, seconds=0.05), workers=2, threads=2)
     next(found)
     begun = processes(found)
@@ -195,7 +194,7 @@ def test_nothing_stays_behind(clip_set, how):
     del found
     gc.collect()
     assert reference() is None
-    assert threading.active_count() == before
+    assert not begun_threads()
     assert all(process.returncode is not None for process in begun)  # ended, and waited for
     assert shared_memory() <= files
 

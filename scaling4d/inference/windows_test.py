@@ -67,22 +67,21 @@ def test_a_file_that_breaks_in_the_middle_gives_its_reason_after_good_batches(tm
         list(made)
 
 
-def test_leaving_early_and_stopping_end_the_child_and_the_thread(tmp_path):
+def test_leaving_early_and_stopping_end_the_child_and_the_thread(tmp_path, begun_threads):
     path = write_video(tmp_path / "a.mp4", coded_video(200))
-    before = threading.active_count()
     for leave in (lambda made: made.close(), lambda made: None):
         made = open_batches(path, (2, 32, 32), 1)
         next(made)
-        assert threading.active_count() == before + 1
+        assert len(begun_threads()) == 1
         leave(made)
         del made
         gc.collect()
-        assert threading.active_count() == before
+        assert not begun_threads()
     asked = iter([False, False, False, True])
     made = open_batches(path, (2, 32, 32), 1, stop=lambda: next(asked))
     with pytest.raises(Interrupted):
         list(made)
-    assert threading.active_count() == before
+    assert not begun_threads()
 
 
 def test_a_stop_is_heard_while_the_file_is_waited_for():
