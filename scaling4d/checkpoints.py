@@ -10,8 +10,10 @@ position the input stream has, and the fingerprint of the data it counts in).
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -94,6 +96,21 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not (record.exc_info and "orbax" in record.pathname)
 
 
+def _tell_news(told: Callable[[Any], object], unraisable: Any) -> None:
+    """``told`` of an error that Python cannot raise, unless it is an array's write that ends after its save has failed.
+
+    Orbax closes the event loop at the first write that fails; TensorStore reports every other one with a traceback.
+    """
+    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+        told(unraisable)
+
+
+def _hear_news_alone() -> None:
+    logging.getLogger("absl").addFilter(_is_news)
+    if getattr(sys.unraisablehook, "func", None) is not _tell_news:
+        sys.unraisablehook = functools.partial(_tell_news, sys.unraisablehook)
+
+
 class _StateHandler(ocp.PyTreeCheckpointHandler):
     """Orbax's, which also remembers that this process's part of a save failed.
 
@@ -147,7 +164,7 @@ class Checkpoints:
     ):
         """``from_main``: gives all processes what a function returns in the main one (``Cluster.from_main``)."""
         _check(config)
-        logging.getLogger("absl").addFilter(_is_news)
+        _hear_news_alone()
         self.directory = run.path / "checkpoints"
         self._run = run
         self._config, self._from_main = config, from_main
