@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -92,8 +93,9 @@ class Restored:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """False for the tracebacks that Orbax's threads log of errors that its main thread raises as well."""
-    return not (record.exc_info and "orbax" in record.pathname)
+    """False for tracebacks of Orbax's threads and tasks, whose errors its main thread raises as well."""
+    frames = traceback.walk_tb(record.exc_info[2]) if record.exc_info else ()
+    return not any("orbax/checkpoint" in frame.f_code.co_filename for frame, _ in frames)
 
 
 def _tell_news(told: Callable[[Any], object], unraisable: Any) -> None:
@@ -106,7 +108,8 @@ def _tell_news(told: Callable[[Any], object], unraisable: Any) -> None:
 
 
 def _hear_news_alone() -> None:
-    logging.getLogger("absl").addFilter(_is_news)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_news)
     if getattr(sys.unraisablehook, "func", None) is not _tell_news:
         sys.unraisablehook = functools.partial(_tell_news, sys.unraisablehook)
 

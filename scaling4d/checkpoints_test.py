@@ -2,6 +2,8 @@
 
 import pathlib
 import resource
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -128,9 +130,11 @@ def test_without_room_a_save_is_left_out_or_one_line(tmp_path, monkeypatch):
         assert kept(tmp_path) == [1] and not list(tmp_path.glob("checkpoints/*tmp*"))
 
 
-def test_a_save_that_fails_on_its_way_is_one_line_at_the_next_look(tmp_path):
+def test_a_save_that_fails_on_its_way_is_one_line_at_the_next_look(tmp_path, monkeypatch):
     """The system refuses to write files beyond a size: a reason for which writing fails that root has too."""
-    big = {"kernel": jax.random.normal(jax.random.key(0), (300, 300)), "step": jnp.asarray(2)}
+    big = {f"kernel{i}": jax.random.normal(jax.random.key(i), (300, 300)) for i in range(50)}
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
     saver = Checkpoints(RunFolder(tmp_path), SaveCheckpointConfig(period=1, minutes=0))
     saver.save(1, state(1), DATA)
     saver.wait()
@@ -147,6 +151,8 @@ def test_a_save_that_fails_on_its_way_is_one_line_at_the_next_look(tmp_path):
     with pytest.raises(StorageError, match="File too large"):
         saver.wait()
     assert kept(tmp_path) == [1]
+    sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError("another")))
+    assert [str(one.exc_value) for one in told] == ["another"]  # nothing of the other arrays' writes
 
 
 def test_a_bad_checkpoint_gives_way_to_a_new_one_of_its_step(tmp_path):
