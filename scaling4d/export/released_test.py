@@ -159,7 +159,7 @@ def test_sorted_arrays_give_the_bytes_of_numpy(params):
     arrays = dict(sorted(released.backbone_arrays(params).items())) | {"z": np.asfortranarray(np.eye(3)[:2]).T.copy()}
     ours, numpys = io.BytesIO(), io.BytesIO()
     released.save_npz(ours, arrays.items())
-    np.savez(numpys, allow_pickle=False, **arrays)
+    np.savez(numpys, **arrays)
     assert ours.getvalue() == numpys.getvalue()
 
 
