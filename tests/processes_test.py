@@ -211,7 +211,7 @@ def test_a_save_that_one_process_cannot_finish_ends_all_and_the_next_start_goes_
         wait_for_text(started, f"step {newest + 1}/")  # the metrics have that step from before
         started.all[0].send_signal(signal.SIGTERM)
         assert started.wait() == [42, 42], started.output()
-        assert saved_steps(model_dir)[-1] > newest
+        assert f"from step {newest} in" in started.logs[0].read_text() and saved_steps(model_dir)[-1] > newest
 
 
 def wait_for_text(started: Processes, text: str) -> None:
